@@ -1,0 +1,158 @@
+"""The replica's manifest: at the target, the truth about who owns a VM and which points exist.
+
+``manifest.json`` is the index (small, rewritten whole); ``points/<seq>/point.json`` is immutable. Both
+carry a checksum of their own canonical JSON, so damage is noticed, never guessed around.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+
+from vapor_desktop.model.errors import ManifestInvalid
+from vapor_desktop.model.policy import Mappings, Policy, Value
+
+FORMAT = 1
+
+
+class Consistency(StrEnum):
+    """What state the disks of a point are in."""
+
+    CRASH = "crash-consistent"
+    FILESYSTEM = "file-system consistent"  # frozen by the guest agent
+    OFF = "powered off"  # the VM was off: nothing in flight
+    SAVED = "managed save"  # disks of a VM whose memory was saved: like a crash
+
+
+class DiskMode(StrEnum):
+    """How a disk's content got into a point."""
+
+    DELTA = "delta"
+    COMPARE = "compare"
+    FULL = "full"
+
+
+class Epoch(Value):
+    """(number, owner). The higher number owns the VM; equal numbers, different owners: split brain."""
+
+    number: Annotated[int, Field(ge=1)]
+    owner: str  # site UUID
+
+
+class PointDisk(Value):
+    """One disk in a point."""
+
+    target: str  # libvirt target name, "vda"
+    size_bytes: Annotated[int, Field(ge=0)]
+    mode: DiskMode
+    sent_bytes: int = 0  # payload written (data, not zeroes)
+    zero_bytes: int = 0
+    digest: str = ""  # blake3 over the disk's block-digest table, hex; "" = not computed
+
+
+class Point(Value):
+    """``point.json``: a recovery point, complete and durable. Times are UTC; *taken_at* is the source's clock."""
+
+    format: int = FORMAT
+    vm_uuid: str
+    vm_name: str
+    protection_id: str
+    seq: Annotated[int, Field(ge=1)]
+    parent_seq: int | None
+    epoch: Epoch
+    source_site: str
+    target_site: str
+    checkpoint: str | None  # libvirt checkpoint of this moment on the source; None for raw disks and no bitmap
+    taken_at: datetime
+    published_at: datetime  # the target's clock
+    consistency: Consistency
+    disks: tuple[PointDisk, ...]
+    without_disks: tuple[str, ...] = ()  # disks of the VM that this point does not hold (excluded by policy)
+    duration_s: float = 0.0
+    wire_bytes: int = 0
+    nvram: bool = False  # points/<seq>/nvram.fd exists
+    tpm: bool = False
+    checksum: str = ""
+
+
+class PointEntry(Value):
+    """One point as the manifest lists it."""
+
+    seq: int
+    taken_at: datetime
+    current_as_of: datetime  # on the source's clock
+    files: dict[str, str]  # disk target -> file name below disks/
+    sizes: dict[str, int] = {}  # disk target -> virtual size in bytes
+    checkpoint: str | None = None
+    consistency: Consistency = Consistency.CRASH
+    epoch_number: int = 1
+    bytes_sent: int = 0
+    dead: bool = False  # marked before its file is merged into: no longer a recovery point
+    pins: tuple[str, ...] = ()  # "user:NOTE", "drill:ID", "run:EPOCH"
+    proven_at: datetime | None = None
+    verified: bool = True  # False once the scrub found a mismatch
+
+
+class Manifest(Value):
+    """``manifest.json``."""
+
+    format: int = FORMAT
+    generation: int = 1  # rises with every write; compare-and-set
+    vm_uuid: str
+    vm_name: str
+    protection_id: str
+    source_site: str
+    target_site: str
+    epoch: Epoch
+    policy: Policy = Policy()
+    mappings: Mappings = Mappings()
+    next_seq: Annotated[int, Field(ge=1)] = 1
+    points: tuple[PointEntry, ...] = ()  # oldest first
+    runs: dict[str, dict[str, str]] = {}  # epoch number -> {disk target: overlay path below the replica}
+    checksum: str = ""
+
+    @property
+    def newest(self) -> PointEntry | None:
+        """The newest living point."""
+        return next((p for p in reversed(self.points) if not p.dead), None)
+
+    def entry(self, seq: int) -> PointEntry | None:
+        """The living point of that number."""
+        return next((p for p in self.points if p.seq == seq and not p.dead), None)
+
+
+_Document = TypeVar("_Document", Point, Manifest)
+
+
+def _checksum(document: Point | Manifest) -> str:
+    blank = document.model_copy(update={"checksum": ""})
+    return sha256(blank.model_dump_json().encode()).hexdigest()
+
+
+def seal(document: _Document) -> _Document:
+    """The document with its checksum filled in."""
+    return document.model_copy(update={"checksum": _checksum(document)})
+
+
+def read(kind: type[_Document], raw: bytes) -> _Document:
+    """The document in ``raw``.
+
+    Raises ManifestInvalid if it does not parse, is of another format, or its checksum does not match.
+    """
+    try:
+        document = kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise ManifestInvalid(
+            f"A {kind.__name__.lower()} file does not parse", why=str(error.errors()[0]["msg"])
+        ) from error
+    if document.format != FORMAT:
+        raise ManifestInvalid(
+            f"A {kind.__name__.lower()} file has format {document.format}, this program knows {FORMAT}"
+        )
+    if document.checksum != _checksum(document):
+        raise ManifestInvalid(f"A {kind.__name__.lower()} file does not match its own checksum")
+    return document

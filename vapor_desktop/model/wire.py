@@ -1,0 +1,364 @@
+"""What travels between console, sites and movers: the values of the API and of the mover's control channel.
+
+Both ends import these, so they cannot drift. Paths: ``docs/protocols.md``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
+from vapor_desktop.model.policy import Mappings, Policy, Value
+
+API_VERSION = 1
+API_PORT = 7770
+MOVER_PROTOCOL = 1
+
+
+# --- identity and trust --------------------------------------------------------------------------
+class Scope(StrEnum):
+    """What a console's token may do."""
+
+    VIEW = "view"
+    OPERATE = "operate"
+    ADMIN = "admin"
+
+
+class Identity(Value):
+    """GET /identity. Needs no token beyond the one-time token; ``now`` is the site's clock (UTC)."""
+
+    site_id: str
+    name: str
+    version: str
+    api_version: int
+    mover_protocol: int
+    libvirt_version: str | None  # None: libvirt does not answer
+    qemu_version: str | None
+    now: datetime
+    boot_id: str
+    replica_root: str
+
+
+class TokenExchange(Value):
+    """POST /tokens/exchange: one-time token (bearer) -> console token."""
+
+    console_name: str
+    console_id: str
+
+
+class ConsoleToken(Value):
+    """Answer of the exchange; the token itself goes to the OS keyring only."""
+
+    token: str
+    token_id: str
+    scope: Scope
+    expires_at: datetime | None
+
+
+class SshInfo(Value):
+    """GET /ssh: how to reach and recognise this site's sshd, and the key with which it reaches peers."""
+
+    port: int
+    user: str
+    host_keys: tuple[str, ...]  # "ssh-ed25519 AAAA…"
+    user_key: str
+
+
+class EnrolConsole(Value):
+    """POST /enrolments/consoles: the console's SSH public key."""
+
+    console_id: str
+    console_name: str
+    public_key: str
+
+
+class EnrolPeer(Value):
+    """POST /enrolments/peers: the other site of a pair, as seen from this one."""
+
+    site_id: str
+    name: str
+    public_key: str
+    host_keys: tuple[str, ...]
+    address: str
+    port: int
+    user: str
+
+
+class PeerCheck(Value):
+    """POST /enrolments/peers/{site}/check: can this site reach that peer over SSH?"""
+
+    reachable: bool
+    latency_s: float | None = None
+    error: dict[str, Any] | None = None
+
+
+class Health(Value):
+    """GET /health."""
+
+    ok: bool
+    libvirt: bool
+    helper: bool
+    guard_proven: bool
+    checks: tuple[DoctorCheck, ...]
+
+
+class DoctorCheck(Value):
+    """One line of ``vapor-site doctor``."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+class StorageRoot(Value):
+    """One replica root."""
+
+    path: str
+    total_bytes: int
+    free_bytes: int
+    reserve_bytes: int
+
+
+# --- leases ---------------------------------------------------------------------------------------
+class LeaseRequest(Value):
+    """POST /leases/{vm}. ``takeover_reason`` takes it from a living holder, logged."""
+
+    holder: str
+    holder_name: str
+    purpose: str
+    ttl_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    takeover_reason: str | None = None
+
+
+class Lease(Value):
+    """A grant to do things with one VM on one site. Fencing numbers rise and never return."""
+
+    vm_uuid: str
+    holder: str
+    holder_name: str
+    purpose: str
+    fence: int
+    expires_at: datetime
+
+
+class WriteGrant(Value):
+    """What every writing verb carries; the site refuses anything else."""
+
+    fence: int
+    epoch: Epoch
+    source_site: str
+    parent_seq: int | None
+
+
+# --- replicas --------------------------------------------------------------------------------------
+class ReplicaCreate(Value):
+    """PUT /replicas/{vm}: make the replica, or write its policy and mappings again."""
+
+    grant: WriteGrant
+    protection_id: str
+    vm_name: str
+    target_site: str
+    policy: Policy
+    mappings: Mappings
+
+
+class ReplicaView(Value):
+    """GET /replicas/{vm}."""
+
+    manifest: Manifest
+    root: str
+    used_bytes: int
+    incoming: IncomingView | None
+    files_in_chain: int
+    valid: bool
+    trouble: dict[str, Any] | None = None
+
+
+class IncomingView(Value):
+    """An unfinished point: what a resume needs. ``received`` counts durable bytes of a disk."""
+
+    seq: int
+    parent_seq: int | None
+    checkpoint: str | None  # the checkpoint whose moment the incoming data belongs to
+    disks: dict[str, DiskMode]
+    sizes: dict[str, int]
+    received_bytes: dict[str, int]
+    complete_first_copy: bool = False
+
+
+class CurrentAsOf(Value):
+    """POST /replicas/{vm}/current-as-of: the source was proven unchanged until then."""
+
+    grant: WriteGrant
+    seq: int
+    at: datetime
+
+
+class PinRequest(Value):
+    """POST /replicas/{vm}/points/{seq}/pins (and DELETE with the same body)."""
+
+    grant: WriteGrant
+    pin: str
+
+
+class MergeRequest(Value):
+    """POST /replicas/{vm}/points/{seq}/drop: forget one point by merging the next one down."""
+
+    grant: WriteGrant
+
+
+class RunRequest(Value):
+    """POST /replicas/{vm}/runs: take the VM over. CAS on the epoch, then an overlay per disk on ``seq``.
+
+    Idempotent for the same new epoch. The caller holds this site's lease.
+    """
+
+    fence: int
+    new_epoch: Epoch
+    seq: int
+    reason: str
+
+
+class Run(Value):
+    """The overlays of a taken-over VM and the configuration its point carries."""
+
+    epoch: Epoch
+    seq: int
+    disks: dict[str, str]  # target -> absolute path of the overlay
+    domain_xml: str
+    nvram: str | None  # absolute path of the copied varstore
+
+
+# --- guardian --------------------------------------------------------------------------------------
+class WatchJob(Value):
+    """PUT /guardian/{vm}/job on the source, before backupBegin and then every renewal.
+
+    The guardian ends the job when ``ttl_s`` lapses, or when the scratch's file system has less than
+    ``reserve_bytes`` free; it resumes the guest only when the pause is this job's ENOSPC.
+    """
+
+    holder: str
+    ttl_s: float = 60.0
+    scratch_dir: str
+    reserve_bytes: int
+
+
+class WatchFreeze(Value):
+    """PUT /guardian/{vm}/freeze on the source, before fsFreeze: the host thaws after ``deadline_s``."""
+
+    holder: str
+    deadline_s: float = 20.0
+
+
+class GuardianEvent(Value):
+    """GET /guardian/events: what the guardian did by itself."""
+
+    at: datetime
+    vm_uuid: str
+    what: Literal["job-ended", "thawed", "resumed", "rpo-alarm", "rpo-recovered"]
+    why: str
+
+
+# --- the mover's control channel (JSON lines on `vapor-site mover`, run over SSH by the engine) ----------
+class NbdSource(Value):
+    """Where ``send`` reads a disk: a live export on a unix socket, or a stopped VM's image."""
+
+    kind: Literal["live", "offline"]
+    path: str  # socket path, or image path
+    export: str  # export name
+    bitmap: str | None  # live: the exportbitmap; offline: the persistent bitmap. None: no bitmap to read
+    image_format: str = "qcow2"
+
+
+class DiskTransfer(Value):
+    """One disk of one transfer."""
+
+    target: str
+    size_bytes: int
+    mode: DiskMode
+    source: NbdSource
+
+
+class PointDraft(Value):
+    """What the source knows of the point; the receiver adds digests, sizes and its own clock."""
+
+    protection_id: str
+    vm_name: str
+    checkpoint: str | None
+    taken_at: datetime
+    consistency: Consistency
+    domain_xml: str
+    nvram_path: str | None = None  # on the source; read through the root helper
+    tpm_dir: str | None = None
+    without_disks: tuple[str, ...] = ()
+
+
+class Transfer(Value):
+    """Verb ``transfer``: make point ``seq`` at the peer from these disks, publish it, answer Transferred.
+
+    ``resume_incoming``: keep what the receiver holds of an incoming whose own checkpoint still
+    validates: it then wants this delta united with everything it has not received.
+    """
+
+    vm_uuid: str
+    peer_site: str
+    grant: WriteGrant
+    seq: int
+    disks: tuple[DiskTransfer, ...]
+    draft: PointDraft
+    bandwidth_bytes_s: int | None = None
+    streams: int = 1
+    resume_incoming: bool = False
+    complete: bool = True  # False: a first copy made of several jobs; keep it incoming, do not publish
+    deadline_s: float | None = None  # stop cleanly after this long and keep the incoming
+
+
+class Transferred(Value):
+    """Answer of ``transfer``. ``published`` False: the incoming was kept (deadline or first part)."""
+
+    published: bool
+    seq: int
+    data_bytes: int
+    zero_bytes: int
+    wire_bytes: int
+    read_bytes: int
+    duration_s: float
+    manifest: Manifest | None
+
+
+class Progress(Value):
+    """Event ``progress``, once a second."""
+
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_s: float
+    disk: str
+    wire_bytes: int
+
+
+class ScrubSlice(Value):
+    """Verb ``scrub``: compare a slice of every disk's digests, source export against the newest point."""
+
+    vm_uuid: str
+    peer_site: str
+    grant: WriteGrant
+    disks: tuple[DiskTransfer, ...]
+    budget_bytes: int
+
+
+class Scrubbed(Value):
+    """Answer of ``scrub``. Blocks are 64 KiB block numbers."""
+
+    checked_bytes: int
+    source_mismatch: dict[str, tuple[int, ...]]  # the source differs from what the target recorded
+    target_mismatch: dict[str, tuple[int, ...]]  # the target's data differs from its own record
+    wrapped: bool  # a whole pass over all disks is complete
+
+
+Health.model_rebuild()
+ReplicaView.model_rebuild()
