@@ -1,0 +1,290 @@
+"""What the engine needs of the outside, as Protocols. Adapters implement them; ``app.py`` wires them.
+
+All calls block and may take as long as their time-outs say; all raise only errors of ``model.errors``.
+Nothing here is called on a GUI thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
+from vapor_desktop.model.manifest import Manifest, Point
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.wire import (
+    CurrentAsOf,
+    GuardianEvent,
+    Health,
+    Identity,
+    Lease,
+    LeaseRequest,
+    Progress,
+    ReplicaCreate,
+    ReplicaView,
+    Run,
+    RunRequest,
+    Scrubbed,
+    ScrubSlice,
+    StorageRoot,
+    Transfer,
+    Transferred,
+    WatchFreeze,
+    WatchJob,
+    WriteGrant,
+)
+
+
+# --- the hypervisor ------------------------------------------------------------------------------
+class Hypervisor(Protocol):
+    """One site's libvirt, over ``qemu+ssh``."""
+
+    def domains(self) -> Sequence[DomainView]: ...
+    def domain(self, vm_uuid: str) -> DomainView: ...
+    def domain_xml(self, vm_uuid: str, *, secure: bool = True) -> str: ...
+    def checkpoints(self, vm_uuid: str) -> Sequence[str]: ...
+    def checkpoint_valid(self, vm_uuid: str, name: str, disks: Sequence[str]) -> bool:
+        """REDEFINE_VALIDATE; False exactly for libvirt code 109 or a missing bitmap. Running VMs only."""
+
+    def delete_checkpoint(self, vm_uuid: str, name: str) -> None:
+        """Checkpoint and bitmaps as one act; falls back to metadata-only. Idempotent. Only ours."""
+
+    def begin_backup(
+        self, vm_uuid: str, disks: Sequence[BackupDisk], checkpoint: str | None, socket_name: str, freeze: bool
+    ) -> BackupJob:
+        """Freeze if asked, backupBegin(pull) for all disks at once, thaw (always).
+
+        Raises DomainBusy (another job), CheckpointInconsistent, HypervisorFailed.
+        """
+
+    def our_job(self, vm_uuid: str) -> str | None:
+        """Socket path of an open backup job of ours (socket name starts with ``vapor-``), else None."""
+
+    def foreign_job(self, vm_uuid: str) -> str | None:
+        """A sentence naming another tool's job, else None."""
+
+    def end_backup(self, vm_uuid: str) -> None:
+        """Abort the pull job and wait until it is gone. Idempotent."""
+
+    def thaw(self, vm_uuid: str) -> bool:
+        """Thaw whatever is frozen; True if something was."""
+
+    def bitmaps_dirty(self, vm_uuid: str, checkpoint: str) -> int | None:
+        """Dirty bytes since the checkpoint (CHECKPOINT_XML_SIZE), None when it cannot be told."""
+
+    def networks(self) -> Sequence[str]: ...
+    def define(self, xml: str) -> None: ...
+    def undefine(self, vm_uuid: str) -> None: ...
+    def start(self, vm_uuid: str, *, paused: bool = False) -> None: ...
+    def resume(self, vm_uuid: str) -> None: ...
+    def set_autostart(self, vm_uuid: str, on: bool) -> None: ...
+    def capabilities_xml(self) -> str: ...
+    def domain_capabilities_xml(self, arch: str, machine: str | None, virt_type: str) -> str: ...
+    def agent_ping(self, vm_uuid: str) -> bool: ...
+    def close(self) -> None: ...
+
+
+# --- a site's service ------------------------------------------------------------------------------
+class SiteApi(Protocol):
+    """One site's HTTPS API. Connections stay alive between calls."""
+
+    def identity(self) -> tuple[Identity, float, float]:
+        """(identity, clock offset s, +- error s)."""
+
+    def health(self) -> Health: ...
+    def storage(self) -> Sequence[StorageRoot]: ...
+    def replicas(self) -> Sequence[ReplicaView]: ...
+    def replica(self, vm_uuid: str) -> ReplicaView: ...
+    def create_replica(self, vm_uuid: str, request: ReplicaCreate) -> Manifest: ...
+    def delete_replica(self, vm_uuid: str, grant: WriteGrant) -> None: ...
+    def point(self, vm_uuid: str, seq: int) -> Point: ...
+    def drop_point(self, vm_uuid: str, seq: int, grant: WriteGrant) -> Manifest: ...
+    def pin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest: ...
+    def unpin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest: ...
+    def discard_incoming(self, vm_uuid: str, grant: WriteGrant) -> None: ...
+    def current_as_of(self, vm_uuid: str, request: CurrentAsOf) -> Manifest: ...
+    def run(self, vm_uuid: str, request: RunRequest) -> Run: ...
+    def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease: ...
+    def renew_lease(self, vm_uuid: str, fence: int, ttl_s: float) -> Lease: ...
+    def release_lease(self, vm_uuid: str, fence: int) -> None: ...
+    def lease(self, vm_uuid: str) -> Lease | None: ...
+    def watch_job(self, vm_uuid: str, watch: WatchJob) -> None: ...
+    def unwatch_job(self, vm_uuid: str) -> None: ...
+    def watch_freeze(self, vm_uuid: str, watch: WatchFreeze) -> None: ...
+    def unwatch_freeze(self, vm_uuid: str) -> bool:
+        """False when the dead-man had already thawed: the point is crash-consistent."""
+
+    def guardian_events(self, since: datetime | None) -> Sequence[GuardianEvent]: ...
+    def close(self) -> None: ...
+
+
+# --- the mover ---------------------------------------------------------------------------------------
+class Mover(Protocol):
+    """A ``vapor-site mover`` at the source, over one SSH channel that stays open between cycles."""
+
+    def transfer(
+        self, request: Transfer, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
+    ) -> Transferred:
+        """Raises TransferInterrupted, TransferCancelled, ReplicaFull, StaleLease, … as the receiver said."""
+
+    def scrub(self, request: ScrubSlice, cancelled: Callable[[], bool]) -> Scrubbed: ...
+    def close(self) -> None: ...
+
+
+class SiteGateway(Protocol):
+    """Opens and keeps connections to sites; safe to call from several threads."""
+
+    def api(self, site: Site) -> SiteApi: ...
+    def hypervisor(self, site: Site) -> Hypervisor: ...
+    def mover(self, source: Site, target: Site) -> Mover: ...
+    def drop(self, site_id: str) -> None:
+        """Forget the site's connections (an error made them suspect)."""
+
+    def close(self) -> None: ...
+
+
+# --- the database --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class CycleRecord:
+    """One finished or failed cycle, for history and for measuring durations."""
+
+    protection_id: str
+    started_at: datetime
+    duration_s: float
+    outcome: str  # point | unchanged | failed | skipped
+    seq: int | None
+    data_bytes: int
+    wire_bytes: int
+    mode: str
+    error_code: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a person may want to know later."""
+
+    at: datetime
+    kind: str
+    protection_id: str | None
+    site_id: str | None
+    severity: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RpoSample:
+    """RPO at a moment; rpo_s None = unknown (drawn as a gap)."""
+
+    at: datetime
+    rpo_s: float | None
+    target_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PointRow:
+    """A recovery point as the database caches it."""
+
+    protection_id: str
+    seq: int
+    taken_at: datetime
+    current_as_of: datetime
+    consistency: str
+    bytes_sent: int
+    pins: tuple[str, ...]
+    verified: bool
+    proven_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A verb asked for by a console or vaporctl, run by whichever engine lives."""
+
+    command_id: int
+    verb: str
+    args: dict[str, object]
+    asked_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """A living (or lapsed) engine."""
+
+    engine_id: str
+    host: str
+    pid: int
+    kind: str  # console | service | command
+    heartbeat_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    """What an engine last observed of a protection; shared with viewers through the database."""
+
+    protection_id: str
+    at: datetime
+    progress: Progress | None
+    started_at: datetime | None
+    next_due_at: datetime | None
+    source_power: str | None
+
+
+class Repository(Protocol):
+    """The database. Every call is one short transaction."""
+
+    def sites(self) -> Sequence[Site]: ...
+    def site(self, site_id: str) -> Site | None: ...
+    def save_site(self, site: Site) -> None: ...
+    def remove_site(self, site_id: str) -> None: ...
+    def pairs(self) -> Sequence[tuple[str, str, str]]:
+        """(site a, site b, route "direct" | "relay")."""
+
+    def save_pair(self, a: str, b: str, route: str) -> None: ...
+    def protections(self) -> Sequence[Protection]: ...
+    def protection(self, protection_id: str) -> Protection | None: ...
+    def save_protection(self, protection: Protection, *, expect_version: int | None = None) -> Protection:
+        """Writes and returns it with version + 1. Raises Conflict when the stored version differs."""
+
+    def remove_protection(self, protection_id: str) -> None: ...
+    def replace_points(self, protection_id: str, points: Sequence[PointRow]) -> None: ...
+    def points(self, protection_id: str) -> Sequence[PointRow]: ...
+    def add_cycle(self, record: CycleRecord) -> None: ...
+    def cycles(self, protection_id: str, limit: int = 50) -> Sequence[CycleRecord]: ...
+    def add_event(self, event: Event) -> None: ...
+    def events(self, protection_id: str | None = None, limit: int = 200) -> Sequence[Event]: ...
+    def add_rpo_samples(self, samples: Sequence[tuple[str, RpoSample]]) -> None: ...
+    def rpo_samples(self, protection_id: str, since: datetime) -> Sequence[RpoSample]: ...
+    def save_clock(self, site_id: str, offset_s: float, error_s: float, at: datetime) -> None: ...
+    def clock(self, site_id: str) -> tuple[float, float, datetime] | None: ...
+    def save_live(self, rows: Sequence[LiveRow]) -> None: ...
+    def live(self) -> dict[str, LiveRow]: ...
+    def beat(self, engine: EngineRow) -> None: ...
+    def engines(self) -> Sequence[EngineRow]: ...
+    def drop_engine(self, engine_id: str) -> None: ...
+    def ask(self, verb: str, args: dict[str, object], asked_by: str) -> int: ...
+    def take_command(self, engine_id: str) -> Command | None:
+        """Claim the oldest unclaimed command by compare-and-set."""
+
+    def answer(self, command_id: int, result: dict[str, object] | None, error: dict[str, object] | None) -> None: ...
+    def answer_of(self, command_id: int) -> tuple[dict[str, object] | None, dict[str, object] | None] | None: ...
+    def setting(self, key: str) -> str | None: ...
+    def set_setting(self, key: str, value: str) -> None: ...
+
+
+class Secrets(Protocol):
+    """The OS keyring. Never on a GUI thread; every call has a time-out. Raises KeyringMissing/KeyringLocked."""
+
+    def get(self, name: str) -> str | None: ...
+    def put(self, name: str, value: str) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
+class Clock(Protocol):
+    """Time, so that tests own it."""
+
+    def now(self) -> datetime:
+        """Aware, UTC."""
+
+    def monotonic(self) -> float: ...

@@ -1,0 +1,69 @@
+"""What libvirt tells of a domain, and what a backup job is made of: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DiskView:
+    """A disk of a domain as libvirt tells it. Sizes in bytes; None where unknown (stopped and unreadable)."""
+
+    target: str
+    device: str  # disk | cdrom | floppy | lun
+    source_kind: str  # file | block | network | volume | none
+    source: str | None
+    driver_format: str
+    size_bytes: int | None
+    allocated_bytes: int | None
+    read_only: bool = False
+    shareable: bool = False
+    transient: bool = False
+    encrypted: bool = False
+    has_data_file: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DomainView:
+    """A domain as libvirt tells it, at one moment."""
+
+    vm_uuid: str
+    name: str
+    state: str  # running | paused | shutoff | crashed | other
+    pause_reason: str | None
+    persistent: bool
+    autostart: bool
+    disks: tuple[DiskView, ...]
+    networks: tuple[str, ...]  # source networks and bridges
+    internal_snapshots: tuple[str, ...]
+    has_tpm: bool
+    nvram_path: str | None
+    tpm_dir: str | None
+    managed_save: bool
+    machine: str
+    agent_connected: bool
+    live_id: int | None  # domain id while it runs
+
+
+@dataclass(frozen=True, slots=True)
+class BackupDisk:
+    """One disk of a backup job."""
+
+    target: str
+    scratch_path: str
+    incremental_from: str | None  # checkpoint name; None = full
+    with_checkpoint: bool  # False for raw disks
+    export: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackupJob:
+    """An open pull-mode backup job."""
+
+    vm_uuid: str
+    socket_path: str
+    bitmaps: dict[str, str]  # disk target -> exportbitmap name (incremental disks only)
+    checkpoint: str | None
+    frozen: bool  # the guest's file systems were frozen at the moment, and thawed after
+    begun_at: datetime  # our clock, between freeze and thaw
