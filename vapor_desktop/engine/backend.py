@@ -1,0 +1,72 @@
+"""What a console or vaporctl may ask, as one Protocol: the only door from `gui` and `cli` to the engine.
+
+Every call blocks (network, database, keyring): a GUI calls it from its worker threads only. All raise
+only errors of ``model.errors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.view import (
+    Check,
+    FailoverPreview,
+    ProtectRequest,
+    SiteProbe,
+    Snapshot,
+    VmStatus,
+)
+
+OnCheck = Callable[[Check], None]
+
+
+class Backend(Protocol):
+    """The engine's face. Verbs that change something return when done (or raise)."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    # sites
+    def normalise_url(self, text: str) -> str:
+        """Pure and instant: may be called while the user types. Raises InvalidRequest."""
+
+    def probe_site(self, url: str) -> SiteProbe: ...
+    def add_site(self, probe: SiteProbe, token: str, on_check: OnCheck) -> Site:
+        """Pin, exchange the token, learn host keys, enrol our key; each step is reported live."""
+
+    def pair_sites(self, site_a: str, site_b: str, on_check: OnCheck) -> str:
+        """Both ways; returns the route: direct or relay."""
+
+    def remove_site(self, site_id: str) -> None: ...
+    def site_networks(self, site_id: str) -> Sequence[str]: ...
+
+    # virtual machines
+    def vms(self, site_id: str) -> Sequence[VmStatus]: ...
+    def preflight(self, request: ProtectRequest, on_check: OnCheck) -> Sequence[Check]: ...
+    def protect(self, request: ProtectRequest) -> Sequence[Protection]: ...
+    def unprotect(self, protection_id: str, *, delete_replica: bool) -> None: ...
+    def adopt_replicas(self, site_id: str) -> Sequence[Protection]:
+        """A console that knows only the target: protections as the site's manifests tell them."""
+
+    # replication
+    def sync_now(self, protection_id: str, *, wait: bool = False) -> None: ...
+    def pause(self, protection_id: str) -> None: ...
+    def resume(self, protection_id: str) -> None: ...
+    def set_rpo_target(self, protection_id: str, rpo_target_s: int) -> None: ...
+    def cancel(self, task_key: str) -> None: ...
+    def pin(self, protection_id: str, seq: int, note: str) -> None: ...
+    def unpin(self, protection_id: str, seq: int) -> None: ...
+
+    # recovery
+    def failover_preview(self, protection_id: str) -> FailoverPreview: ...
+    def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
+        """Emergency failover to that point (None: newest). Returns seconds from the call to running."""
+
+    # history
+    def points(self, protection_id: str) -> Sequence[PointRow]: ...
+    def rpo_samples(self, protection_id: str, since: datetime) -> Sequence[RpoSample]: ...
+    def cycles(self, protection_id: str, limit: int = 50) -> Sequence[CycleRecord]: ...
+    def events(self, protection_id: str | None = None, limit: int = 200) -> Sequence[Event]: ...

@@ -1,0 +1,215 @@
+"""What a console shows: immutable snapshots the engine publishes, at most once a second.
+
+Every number is either known or None. Times are UTC. Views format; they compute nothing about truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.states import RpoHealth, Severity
+from vapor_desktop.model.wire import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class SiteStatus:
+    """A site as last seen. ``reachable`` None: not tried yet."""
+
+    site: Site
+    reachable: bool | None
+    last_seen_at: datetime | None
+    clock_offset_s: float | None
+    clock_error_s: float | None
+    latency_s: float | None
+    version: str | None
+    libvirt_version: str | None
+    qemu_version: str | None
+    free_bytes: int | None
+    total_bytes: int | None
+    peers: tuple[str, ...]  # site ids it is paired with
+    error: str | None = None
+    error_code: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectionStatus:
+    """One row of the protection table."""
+
+    protection: Protection
+    source_name: str
+    target_name: str
+    rpo_now_s: float | None
+    rpo_health: RpoHealth
+    severity: Severity
+    last_seq: int | None
+    last_point_taken_at: datetime | None
+    current_as_of: datetime | None
+    point_count: int
+    oldest_taken_at: datetime | None
+    progress: Progress | None
+    cycle_started_at: datetime | None
+    next_due_at: datetime | None
+    last_sent_bytes: int | None
+    last_duration_s: float | None
+    attainable_rpo_s: float | None
+    source_power: str | None
+    route: str  # direct | relay
+    status_text: str  # "Syncing · at risk"
+
+    @property
+    def key(self) -> str:
+        """Stable row identity."""
+        return self.protection.protection_id
+
+
+@dataclass(frozen=True, slots=True)
+class DiskVerdictView:
+    """What can be done with one disk, in words."""
+
+    target: str
+    kind: str  # delta | compare | excluded | refused
+    reason: str
+    fix: str
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatus:
+    """A VM seen at a site that no protection covers (or a candidate in the protect wizard)."""
+
+    vm_uuid: str
+    name: str
+    site_id: str
+    site_name: str
+    state: str
+    networks: tuple[str, ...]
+    disks: tuple[DiskVerdictView, ...]
+    protectable: bool
+    reason: str  # why not; "" when it is
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """A standing condition. ``key`` is its identity: one banner per cause."""
+
+    key: str
+    severity: Severity
+    text: str
+    action: str | None = None  # verb, e.g. "open-vm"
+    subject: str | None = None  # protection or site id
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One episode of one cause: opened once, closed once ("recovered")."""
+
+    key: str  # e.g. "rpo:<protection>"
+    opened_at: datetime
+    closed_at: datetime | None
+    severity: Severity
+    title: str
+    body: str
+    protection_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something running, or lately finished."""
+
+    key: str
+    title: str
+    subject: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    progress: Progress | None
+    outcome: str | None  # None while it runs; else done | failed | cancelled
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a console shows at one moment."""
+
+    at: datetime
+    engine: str  # here | service | none
+    engine_seen_at: datetime | None
+    sites: tuple[SiteStatus, ...] = ()
+    pairs: tuple[tuple[str, str, str], ...] = ()  # site id, site id, route
+    protections: tuple[ProtectionStatus, ...] = ()
+    unprotected: tuple[VmStatus, ...] = ()
+    banners: tuple[Banner, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    demo: bool = False
+    trouble: str | None = None  # e.g. the keyring is locked
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a running check list (pairing, preflight)."""
+
+    key: str
+    title: str
+    state: str  # waiting | running | ok | warning | failed
+    text: str = ""
+    fix: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteProbe:
+    """The first look at a site, before any secret is sent."""
+
+    api_url: str
+    host: str
+    cert_pem: str
+    cert_sha256: str  # hex
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverPreview:
+    """What the failover sheet states before the button."""
+
+    protection_id: str
+    vm_name: str
+    target_name: str
+    source_name: str
+    source_reachable: bool | None
+    source_last_seen_at: datetime | None
+    tried: tuple[str, ...]  # "API of site-a: timed out"
+    points: tuple[FailoverPoint, ...]  # newest first
+    effects: tuple[str, ...]  # what will happen, sentence by sentence
+    blockers: tuple[str, ...] = ()  # e.g. a network that the target lacks
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverPoint:
+    """A point one can fail over to. age_s None: unknown."""
+
+    seq: int
+    taken_at: datetime
+    current_as_of: datetime
+    age_s: float | None
+    consistency: str
+    proven_at: datetime | None
+    verified: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectRequest:
+    """What the protect wizard asks for. ``networks``: source name -> target name."""
+
+    vm_uuids: tuple[str, ...]
+    source_site: str
+    target_site: str
+    rpo_target_s: int
+    networks: dict[str, str] = field(default_factory=dict)
+    newest: int = 6
+    hourly: int = 6
+    daily: int = 3
+    bandwidth_bytes_s: int | None = None
+    quiesce: str = "try"
