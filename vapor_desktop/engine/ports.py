@@ -14,6 +14,7 @@ from typing import Protocol
 from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.view import Check, SiteProbe
 from vapor_desktop.model.wire import (
     CurrentAsOf,
     GuardianEvent,
@@ -288,3 +289,14 @@ class Clock(Protocol):
         """Aware, UTC."""
 
     def monotonic(self) -> float: ...
+
+
+# --- pairing ------------------------------------------------------------------------------------------
+class Pairing(Protocol):
+    """Trust, in the order it is made (DESIGN §2). Each step reports itself through ``on_check``."""
+
+    def normalise_url(self, text: str) -> str: ...
+    def probe(self, url: str) -> SiteProbe: ...
+    def add_site(self, probe: SiteProbe, token: str, on_check: Callable[[Check], None]) -> Site: ...
+    def pair_sites(self, a: Site, b: Site, on_check: Callable[[Check], None]) -> str: ...
+    def forget_site(self, site: Site) -> None: ...

@@ -55,7 +55,7 @@ class PointDisk(Value):
 
 
 class Point(Value):
-    """``point.json``: a recovery point, complete and durable. Times are UTC; *taken_at* is the source's clock."""
+    """``point.json``: a recovery point, complete and durable. Times are UTC, on the *target's* clock."""
 
     format: int = FORMAT
     vm_uuid: str
@@ -84,7 +84,7 @@ class PointEntry(Value):
 
     seq: int
     taken_at: datetime
-    current_as_of: datetime  # on the source's clock
+    current_as_of: datetime  # on the target's clock
     files: dict[str, str]  # disk target -> file name below disks/
     sizes: dict[str, int] = {}  # disk target -> virtual size in bytes
     checkpoint: str | None = None

@@ -29,17 +29,18 @@ class ClockOffset:
         return cls((site_said - (sent + half)).total_seconds(), half.total_seconds())
 
 
-def rpo_now_s(now: datetime, current_as_of: datetime | None, source_offset: ClockOffset | None) -> float | None:
+def rpo_now_s(now: datetime, current_as_of: datetime | None, target_offset: ClockOffset | None) -> float | None:
     """Seconds of data that would be lost now.
 
-    now: our clock; current_as_of: of the newest point, on the *source's* clock. None when there is no
-    point, when the source's offset was never measured, or when the point is from the future by more
+    now: our clock; current_as_of: of the newest point, on the *target's* clock: the one clock that is
+    still there when the source is dark, and that the target's own alarm uses. None when there is no
+    point, when the target's offset was never measured, or when the point is from the future by more
     than the clocks' noise (a clock problem is not "0").
     """
-    if current_as_of is None or source_offset is None:
+    if current_as_of is None or target_offset is None:
         return None
-    age = (now + timedelta(seconds=source_offset.offset_s) - current_as_of).total_seconds()
-    if age < -(CLOCK_NOISE_S + source_offset.error_s):
+    age = (now + timedelta(seconds=target_offset.offset_s) - current_as_of).total_seconds()
+    if age < -(CLOCK_NOISE_S + target_offset.error_s):
         return None
     return max(age, 0.0)
 

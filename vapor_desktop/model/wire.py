@@ -41,6 +41,8 @@ class Identity(Value):
     now: datetime
     boot_id: str
     replica_root: str
+    scratch_dir: str = "/var/lib/libvirt/images/.vapor-scratch"
+    scratch_reserve_bytes: int = 1 << 30
 
 
 class TokenExchange(Value):
@@ -316,6 +318,7 @@ class Transfer(Value):
     resume_incoming: bool = False
     complete: bool = True  # False: a first copy made of several jobs; keep it incoming, do not publish
     deadline_s: float | None = None  # stop cleanly after this long and keep the incoming
+    skip_if_empty: bool = False  # nothing dirty on any disk: open no incoming, publish nothing, answer empty
 
 
 class Transferred(Value):
@@ -329,6 +332,7 @@ class Transferred(Value):
     read_bytes: int
     duration_s: float
     manifest: Manifest | None
+    empty: bool = False  # nothing had changed; no point was made
 
 
 class Progress(Value):
