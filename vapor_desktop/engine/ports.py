@@ -122,6 +122,16 @@ class SiteApi(Protocol):
 
 
 # --- the mover ---------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """An image file of a stopped VM. ``bitmaps``: name -> usable (False: in-use flag, content lost)."""
+
+    virtual_size_bytes: int
+    format: str
+    bitmaps: dict[str, bool]
+    mtime_ns: int
+
+
 class Mover(Protocol):
     """A ``vapor-site mover`` at the source, over one SSH channel that stays open between cycles."""
 
@@ -131,6 +141,15 @@ class Mover(Protocol):
         """Raises TransferInterrupted, TransferCancelled, ReplicaFull, StaleLease, … as the receiver said."""
 
     def scrub(self, request: ScrubSlice, cancelled: Callable[[], bool]) -> Scrubbed: ...
+    def image_info(self, path: str) -> ImageInfo:
+        """A stopped VM's image, through the source's root helper."""
+
+    def add_bitmap(self, path: str, name: str) -> None:
+        """A persistent bitmap in a stopped VM's image. Idempotent."""
+
+    def clear_bitmap(self, path: str, name: str, expect_mtime_ns: int) -> bool:
+        """Empty it, unless the image changed since; False then. The write lock keeps a starting VM out."""
+
     def close(self) -> None: ...
 
 

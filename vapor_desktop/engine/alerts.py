@@ -1,0 +1,74 @@
+"""Alerts: one episode per cause, opened once, closed once. Pure over values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from vapor_desktop.model.states import Phase, RpoHealth, Severity
+from vapor_desktop.model.view import Alert, ProtectionStatus, SiteStatus
+
+KEEP_CLOSED = timedelta(hours=24)
+# A site that misses one look is not yet an alarm; three in a row are.
+_BAD_PHASES = {Phase.ERROR, Phase.SPLIT_BRAIN, Phase.SPLIT_BRAIN_RISK}
+
+
+def conditions(protections: Iterable[ProtectionStatus], sites: Iterable[SiteStatus], now: datetime) -> list[Alert]:
+    """What is wrong right now, one alert per cause. ``unknown`` neither opens nor closes an RPO breach."""
+    found = []
+    for p in protections:
+        name = p.protection.vm_name
+        if p.rpo_health is RpoHealth.BREACHED:
+            found.append(
+                Alert(f"rpo:{p.key}", now, None, Severity.CRITICAL, f"RPO breached: {name}", _breach_text(p), p.key)
+            )
+        if p.protection.phase in _BAD_PHASES and p.protection.failures >= 2:
+            text = p.protection.last_error or p.status_text
+            found.append(
+                Alert(f"error:{p.key}", now, None, Severity.WARNING, f"Replication fails: {name}", text, p.key)
+            )
+    for s in sites:
+        if s.reachable is False:
+            text = s.error or "It does not answer"
+            found.append(
+                Alert(f"site:{s.site.site_id}", now, None, Severity.WARNING, f"{s.site.name} is unreachable", text)
+            )
+    return found
+
+
+def _breach_text(p: ProtectionStatus) -> str:
+    target = p.protection.policy.rpo_target_s
+    age = f"{p.rpo_now_s:.0f} s" if p.rpo_now_s is not None else "an unknown time"
+    cause = f" {p.protection.last_error}." if p.protection.last_error else ""
+    return f"The newest recovery point at {p.target_name} is {age} old; the target is {target} s.{cause}"
+
+
+def episodes(
+    before: Mapping[str, Alert], current: Iterable[Alert], undecided: Iterable[str], now: datetime
+) -> dict[str, Alert]:
+    """The next state of all episodes.
+
+    before: by key. ``undecided``: keys that could not be judged now (RPO unknown): failing to look never clears.
+    A closed episode is kept a day; a condition that comes back opens a new one under the same key.
+    """
+    held = set(undecided)
+    seen = {a.key: a for a in current}
+    after: dict[str, Alert] = {}
+    for key, old in before.items():
+        if key in seen and old.closed_at is None:
+            fresh = seen.pop(key)
+            after[key] = replace(old, body=fresh.body, title=fresh.title, severity=fresh.severity)
+        elif key in seen:
+            after[key] = seen.pop(key)
+        elif old.closed_at is None and key not in held:
+            after[key] = replace(old, closed_at=now)
+        elif old.closed_at is None or now - old.closed_at < KEEP_CLOSED:
+            after[key] = old
+    after.update(seen)
+    return after
+
+
+def undecided(protections: Iterable[ProtectionStatus]) -> set[str]:
+    """Alert keys that cannot be judged: the RPO is unknown."""
+    return {f"rpo:{p.key}" for p in protections if p.rpo_health is RpoHealth.UNKNOWN}

@@ -1,0 +1,408 @@
+"""One cycle: the attempt to make the next recovery point. Observe, plan (plan.py), act, tidy.
+
+Order (facts/libvirt §11, DESIGN §5): lock -> newest manifest entry -> reconcile leftovers -> mode per disk ->
+freeze if asked, begin for all disks at once, thaw -> send -> publish -> end the job -> delete the old
+checkpoint -> retention. Whatever breaks, the guest is thawed and running, and the last point is untouched.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from vapor_desktop.engine.lease import HeldLease
+from vapor_desktop.engine.offline import OfflineImages
+from vapor_desktop.engine.plan import CyclePlan, plan_cycle
+from vapor_desktop.engine.ports import Clock, Hypervisor, Mover, SiteApi
+from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
+from vapor_desktop.model.eligibility import judge
+from vapor_desktop.model.errors import DomainBusy, NotFound, TransferCancelled, VaporError
+from vapor_desktop.model.manifest import Consistency, DiskMode, Manifest
+from vapor_desktop.model.policy import Quiesce
+from vapor_desktop.model.sites import Protection
+from vapor_desktop.model.wire import (
+    CurrentAsOf,
+    DiskTransfer,
+    NbdSource,
+    PointDraft,
+    Progress,
+    ReplicaCreate,
+    ReplicaView,
+    Transfer,
+    Transferred,
+    WatchFreeze,
+    WatchJob,
+    WriteGrant,
+)
+
+JOB_TTL_S = 60.0
+FREEZE_DEADLINE_S = 20.0
+SOCKET_NAME = "vapor-r.sock"
+
+
+@dataclass(slots=True)
+class Hooks:
+    """Where others may look on. ``before_job_end`` runs while the source's frozen export is still open."""
+
+    on_progress: Callable[[Progress], None] = lambda _p: None
+    on_plan: Callable[[CyclePlan], None] = lambda _p: None
+    before_job_end: Callable[[Manifest, str | None], None] = lambda _m, _s: None
+    cancelled: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a cycle achieved. ``seq`` None: nothing had changed, or the copy continues in the next job."""
+
+    manifest: Manifest
+    seq: int | None
+    unchanged: bool
+    mode: str
+    result: Transferred | None
+    warnings: tuple[str, ...]
+    source_power: str
+
+
+@dataclass(slots=True)
+class CycleContext:
+    """The outside of one cycle."""
+
+    source_api: SiteApi
+    target_api: SiteApi
+    hypervisor: Hypervisor
+    mover: Mover
+    clock: Clock
+    holder: str
+    holder_name: str
+    scratch_dir: str
+    scratch_reserve_bytes: int
+    target_offset_s: float  # the target's clock minus ours
+    hooks: Hooks = field(default_factory=Hooks)
+
+
+class Cycle:
+    """Runs one cycle of one protection. Raises only errors of ``model.errors``."""
+
+    def __init__(self, context: CycleContext, protection: Protection) -> None:
+        self._c = context
+        self._p = protection
+        self._vm = protection.vm_uuid
+        self._warnings: list[str] = []
+
+    def run(self) -> Outcome:
+        """The whole cycle, under the target's lease for this VM."""
+        c = self._c
+        with HeldLease(c.target_api, self._vm, c.holder, c.holder_name, "cycle") as lease:
+            view = self._replica(lease)
+            domain = c.hypervisor.domain(self._vm)
+            self._clear_leftovers(domain)
+            plan = self._plan(view, domain, lease)
+            c.hooks.on_plan(plan)
+            if plan.running:
+                return self._live(plan, view.manifest, domain, lease)
+            return self._offline(plan, view.manifest, domain, lease)
+
+    # --- observing --------------------------------------------------------------------------------
+    def _replica(self, lease: HeldLease) -> ReplicaView:
+        try:
+            view = self._c.target_api.replica(self._vm)
+        except NotFound:
+            self._create_replica(lease, None)
+            view = self._c.target_api.replica(self._vm)
+        if view.manifest.policy != self._p.policy or view.manifest.mappings != self._p.mappings:
+            self._create_replica(lease, view.manifest)
+            view = self._c.target_api.replica(self._vm)
+        return view
+
+    def _create_replica(self, lease: HeldLease, manifest: Manifest | None) -> None:
+        p = self._p
+        self._c.target_api.create_replica(
+            self._vm,
+            ReplicaCreate(
+                grant=self._grant(lease, manifest),
+                protection_id=p.protection_id,
+                vm_name=p.vm_name,
+                target_site=p.target_site,
+                policy=p.policy,
+                mappings=p.mappings,
+            ),
+        )
+
+    def _grant(self, lease: HeldLease, manifest: Manifest | None) -> WriteGrant:
+        from vapor_desktop.model.manifest import Epoch
+
+        if manifest is None:
+            epoch = Epoch(number=self._p.epoch_number, owner=self._p.source_site)
+            return WriteGrant(fence=lease.fence, epoch=epoch, source_site=self._p.source_site, parent_seq=None)
+        newest = manifest.newest
+        return WriteGrant(
+            fence=lease.fence,
+            epoch=manifest.epoch,
+            source_site=manifest.source_site,
+            parent_seq=newest.seq if newest else None,
+        )
+
+    def _clear_leftovers(self, domain: DomainView) -> None:
+        """A dead engine's job would block every snapshot and backup of the VM: end it. Others' jobs are theirs."""
+        if domain.live_id is None:
+            return
+        hv = self._c.hypervisor
+        if hv.our_job(self._vm) is not None:
+            hv.end_backup(self._vm)
+        foreign = hv.foreign_job(self._vm)
+        if foreign is not None:
+            raise DomainBusy(
+                f"Another job holds “{domain.name}”", why=foreign, fix="It will be tried again by itself"
+            )
+
+    def _plan(self, view: ReplicaView, domain: DomainView, lease: HeldLease) -> CyclePlan:
+        c = self._c
+        verdicts = judge(domain)
+        offline = OfflineImages(c.mover, domain)
+        valid = (
+            (lambda name, disks: c.hypervisor.checkpoint_valid(self._vm, name, disks))
+            if domain.live_id is not None
+            else offline.bitmap_valid
+        )
+        plan = plan_cycle(
+            manifest=view.manifest,
+            incoming=view.incoming,
+            domain=domain,
+            verdicts=verdicts,
+            checkpoints=c.hypervisor.checkpoints(self._vm),
+            valid=valid,
+        )
+        if domain.live_id is not None:
+            for name in plan.stale_checkpoints:
+                c.hypervisor.delete_checkpoint(self._vm, name)
+        if plan.discard_incoming:
+            c.target_api.discard_incoming(self._vm, self._grant(lease, view.manifest))
+        if domain.has_tpm and domain.tpm_dir is None:
+            self._warnings.append("not fully protected: its TPM's state cannot be read")
+        return plan
+
+    # --- a running VM --------------------------------------------------------------------------------
+    def _live(self, plan: CyclePlan, manifest: Manifest, domain: DomainView, lease: HeldLease) -> Outcome:
+        c = self._c
+        freeze = self._want_freeze(manifest, domain)
+        watch = WatchJob(
+            holder=c.holder, ttl_s=JOB_TTL_S, scratch_dir=c.scratch_dir, reserve_bytes=c.scratch_reserve_bytes
+        )
+        c.source_api.watch_job(self._vm, watch)
+        try:
+            job, consistency = self._begin(plan, freeze)
+            with _Renewal(lambda: c.source_api.watch_job(self._vm, watch)):
+                return self._move_live(plan, manifest, domain, lease, job, consistency)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _move_live(
+        self,
+        plan: CyclePlan,
+        manifest: Manifest,
+        domain: DomainView,
+        lease: HeldLease,
+        job: BackupJob,
+        consistency: Consistency,
+    ) -> Outcome:
+        c = self._c
+        taken_at = job.begun_at + timedelta(seconds=c.target_offset_s)
+        disks = tuple(
+            DiskTransfer(
+                target=d.target,
+                size_bytes=d.size_bytes,
+                mode=d.mode,
+                source=NbdSource(
+                    kind="live", path=job.socket_path, export=d.target, bitmap=job.bitmaps.get(d.target)
+                ),
+            )
+            for d in plan.disks
+        )
+        draft = self._draft(domain, job.checkpoint, taken_at, consistency, plan)
+        result = self._transfer(plan, manifest, disks, draft, lease)
+        after = result.manifest or manifest
+        if result.empty:
+            after = self._still_current(after, taken_at, lease)
+        c.hooks.before_job_end(after, job.socket_path)
+        c.hypervisor.end_backup(self._vm)
+        c.source_api.unwatch_job(self._vm)
+        self._drop_checkpoints(manifest, job.checkpoint, result)
+        return self._outcome(plan, after, result, domain)
+
+    def _begin(self, plan: CyclePlan, freeze: bool) -> tuple[BackupJob, Consistency]:
+        c = self._c
+        disks = [
+            BackupDisk(
+                target=d.target,
+                scratch_path=f"{c.scratch_dir}/vapor-{self._vm[:8]}-{plan.seq}-{d.target}.scratch",
+                incremental_from=d.from_checkpoint,
+                with_checkpoint=d.with_checkpoint,
+                export=d.target,
+            )
+            for d in plan.disks
+        ]
+        if freeze:
+            c.source_api.watch_freeze(self._vm, WatchFreeze(holder=c.holder, deadline_s=FREEZE_DEADLINE_S))
+        in_time = True
+        try:
+            job = c.hypervisor.begin_backup(self._vm, disks, plan.checkpoint, SOCKET_NAME, freeze)
+        finally:
+            if freeze:
+                in_time = c.source_api.unwatch_freeze(self._vm)
+        if job.frozen and in_time:
+            return job, Consistency.FILESYSTEM
+        return job, Consistency.CRASH
+
+    def _want_freeze(self, manifest: Manifest, domain: DomainView) -> bool:
+        policy = self._p.policy
+        return (
+            policy.quiesce is Quiesce.TRY
+            and domain.state == "running"
+            and domain.agent_connected
+            and manifest.next_seq % policy.quiesce_every == 0
+        )
+
+    def _abandon(self) -> None:
+        """After a failure: the guest must be free. What cannot be reached is the guardian's, on the host."""
+        try:
+            self._c.hypervisor.end_backup(self._vm)
+            self._c.source_api.unwatch_job(self._vm)
+        except VaporError:
+            return
+
+    def _drop_checkpoints(self, before: Manifest, fresh: str | None, result: Transferred) -> None:
+        """Keep exactly one between cycles: the newest point's. While a copy is incomplete, its own as well."""
+        hv = self._c.hypervisor
+        if result.empty and fresh is not None:
+            hv.delete_checkpoint(self._vm, fresh)  # nothing changed: the old bitmap still tells everything
+            return
+        if not result.published:
+            return
+        kept = result.manifest.newest.checkpoint if result.manifest and result.manifest.newest else None
+        for name in hv.checkpoints(self._vm):
+            from vapor_desktop.engine.plan import ours
+
+            if ours(before.protection_id, name) and name != kept:
+                hv.delete_checkpoint(self._vm, name)
+
+    # --- a VM that is off ------------------------------------------------------------------------------
+    def _offline(self, plan: CyclePlan, manifest: Manifest, domain: DomainView, lease: HeldLease) -> Outcome:
+        """Read the images of a stopped VM; they cannot change meanwhile unless it is started (re-checked after)."""
+        c = self._c
+        images = OfflineImages(c.mover, domain)
+        before = images.signature()
+        taken_at = c.clock.now() + timedelta(seconds=c.target_offset_s)
+        checkpoint = images.prepare(plan)
+        disks = tuple(
+            DiskTransfer(
+                target=d.target,
+                size_bytes=d.size_bytes,
+                mode=d.mode,
+                source=images.source(d),
+            )
+            for d in plan.disks
+        )
+        consistency = Consistency.SAVED if domain.managed_save else Consistency.OFF
+        draft = self._draft(domain, checkpoint, taken_at, consistency, plan)
+        result = self._transfer(plan, manifest, disks, draft, lease)
+        after = result.manifest or manifest
+        still_off = c.hypervisor.domain(self._vm).live_id is None
+        if result.empty and still_off and images.signature() == before:
+            after = self._still_current(after, taken_at, lease)
+        elif result.published and checkpoint is not None and still_off:
+            images.forget_sent(checkpoint, before)
+        c.hooks.before_job_end(after, None)
+        return self._outcome(plan, after, result, domain)
+
+    # --- both --------------------------------------------------------------------------------------------
+    def _draft(
+        self,
+        domain: DomainView,
+        checkpoint: str | None,
+        taken_at: datetime,
+        consistency: Consistency,
+        plan: CyclePlan,
+    ) -> PointDraft:
+        return PointDraft(
+            protection_id=self._p.protection_id,
+            vm_name=domain.name,
+            checkpoint=checkpoint,
+            taken_at=taken_at,
+            consistency=consistency,
+            domain_xml=self._c.hypervisor.domain_xml(self._vm),
+            nvram_path=domain.nvram_path,
+            tpm_dir=domain.tpm_dir if domain.has_tpm else None,
+            without_disks=plan.excluded,
+        )
+
+    def _transfer(
+        self,
+        plan: CyclePlan,
+        manifest: Manifest,
+        disks: tuple[DiskTransfer, ...],
+        draft: PointDraft,
+        lease: HeldLease,
+    ) -> Transferred:
+        policy = self._p.policy
+        only_delta = all(d.mode is DiskMode.DELTA for d in plan.disks)
+        request = Transfer(
+            vm_uuid=self._vm,
+            peer_site=self._p.target_site,
+            grant=self._grant(lease, manifest),
+            seq=plan.seq,
+            disks=disks,
+            draft=draft,
+            bandwidth_bytes_s=policy.bandwidth_bytes_s,
+            streams=policy.streams,
+            resume_incoming=plan.resume_incoming,
+            deadline_s=float(policy.job_longest_s),
+            skip_if_empty=only_delta and not plan.resume_incoming and manifest.newest is not None,
+        )
+        hooks = self._c.hooks
+        if hooks.cancelled():
+            raise TransferCancelled(f"The cycle of “{self._p.vm_name}” was cancelled")
+        return self._c.mover.transfer(request, hooks.on_progress, lambda: hooks.cancelled() or lease.lost())
+
+    def _still_current(self, manifest: Manifest, at: datetime, lease: HeldLease) -> Manifest:
+        newest = manifest.newest
+        if newest is None:
+            return manifest
+        request = CurrentAsOf(grant=self._grant(lease, manifest), seq=newest.seq, at=at)
+        return self._c.target_api.current_as_of(self._vm, request)
+
+    def _outcome(self, plan: CyclePlan, after: Manifest, result: Transferred, domain: DomainView) -> Outcome:
+        return Outcome(
+            manifest=after,
+            seq=result.seq if result.published else None,
+            unchanged=result.empty,
+            mode=plan.mode.value,
+            result=result,
+            warnings=tuple(self._warnings),
+            source_power=domain.state,
+        )
+
+
+class _Renewal:
+    """Tells the guardian, three times per time-out, that this engine still lives."""
+
+    def __init__(self, renew: Callable[[], None]) -> None:
+        self._renew = renew
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="guardian-renewal", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._done.wait(JOB_TTL_S / 3):
+            try:
+                self._renew()
+            except VaporError:
+                continue  # the next one may get through; if none does, the guardian rightly ends the job

@@ -1,0 +1,81 @@
+"""Holding a site's lease while something is done under it."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from vapor_desktop.engine.ports import SiteApi
+from vapor_desktop.model.errors import StaleLease, VaporError
+from vapor_desktop.model.wire import Lease, LeaseRequest
+
+TTL_S = 60.0
+
+
+class HeldLease:
+    """Acquires on enter, renews in the background, releases on exit.
+
+    A lease that could not be renewed is *lost*: ``lost()`` turns True and the work must stop. The site refuses
+    the stale number anyway; this only saves the effort.
+    """
+
+    def __init__(
+        self, api: SiteApi, vm_uuid: str, holder: str, holder_name: str, purpose: str, takeover: str | None = None
+    ) -> None:
+        self._api = api
+        self._vm_uuid = vm_uuid
+        self._request = LeaseRequest(
+            holder=holder, holder_name=holder_name, purpose=purpose, ttl_s=TTL_S, takeover_reason=takeover
+        )
+        self._done = threading.Event()
+        self._lost: VaporError | None = None
+        self._thread: threading.Thread | None = None
+        self._lease: Lease | None = None
+
+    @property
+    def fence(self) -> int:
+        """The fencing number. Raises StaleLease when there is none (any more)."""
+        if self._lost is not None:
+            raise StaleLease("The lease was lost while working", why=str(self._lost))
+        if self._lease is None:
+            raise StaleLease("The lease is not held")
+        return self._lease.fence
+
+    def lost(self) -> bool:
+        """True once renewal failed for good."""
+        return self._lost is not None
+
+    def __enter__(self) -> Self:
+        self._lease = self._api.acquire_lease(self._vm_uuid, self._request)
+        self._thread = threading.Thread(target=self._renew, name=f"lease-{self._vm_uuid[:8]}", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        if self._lease is not None and self._lost is None:
+            try:
+                self._api.release_lease(self._vm_uuid, self._lease.fence)
+            except VaporError:
+                # It expires by itself; the work's own error, if any, matters more.
+                return
+
+    def _renew(self) -> None:
+        missed = 0
+        while not self._done.wait(TTL_S / 4):
+            lease = self._lease
+            if lease is None:
+                return
+            try:
+                self._lease = self._api.renew_lease(self._vm_uuid, lease.fence, TTL_S)
+                missed = 0
+            except VaporError as error:
+                missed += 1
+                if isinstance(error, StaleLease) or missed >= 3:
+                    self._lost = error
+                    return

@@ -1,0 +1,78 @@
+"""The images of a VM that is off: which bitmaps they hold, and how a delta is read from them.
+
+facts/libvirt §1.5: bitmaps are in the file; ``qemu-nbd -r -B`` exports one. A stopped VM's images do not change,
+so one moment covers all disks; whether it stayed off is checked again afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vapor_desktop.engine.plan import CyclePlan, DiskPlan
+from vapor_desktop.engine.ports import ImageInfo, Mover
+from vapor_desktop.model.domains import DomainView
+from vapor_desktop.model.errors import NotReplicable
+from vapor_desktop.model.wire import NbdSource
+
+
+class OfflineImages:
+    """A stopped VM's images, read through the source's root helper."""
+
+    def __init__(self, mover: Mover, domain: DomainView) -> None:
+        self._mover = mover
+        self._domain = domain
+        self._disks = {d.target: d for d in domain.disks if d.device == "disk"}
+
+    def path(self, target: str) -> str:
+        """The image behind a disk. Raises NotReplicable when it has no path."""
+        source = self._disks[target].source
+        if source is None:
+            raise NotReplicable(f"Disk {target} of “{self._domain.name}” has no file or device behind it")
+        return source
+
+    def info(self, target: str) -> ImageInfo:
+        """What the image says now."""
+        return self._mover.image_info(self.path(target))
+
+    def bitmap_valid(self, name: str, targets: Sequence[str]) -> bool:
+        """Does every image hold that bitmap, not in use (in use = it was lost in a crash)?"""
+        return all(self.info(t).bitmaps.get(name, False) for t in targets)
+
+    def signature(self) -> dict[str, int]:
+        """When each image was last written, in ns: unchanged means nobody wrote."""
+        return {t: self.info(t).mtime_ns for t in self._disks if self._disks[t].source}
+
+    def prepare(self, plan: CyclePlan) -> str | None:
+        """The checkpoint name the new point will carry.
+
+        With a valid bitmap that one goes on (it is emptied once the point exists); without, a fresh bitmap is
+        added *before* the copy, so nothing written later can be missed.
+        """
+        bases = {d.from_checkpoint for d in plan.disks if d.with_checkpoint}
+        if len(bases) == 1 and None not in bases:
+            return next(iter(bases))
+        if plan.checkpoint is None:
+            return None
+        for disk in plan.disks:
+            if disk.with_checkpoint:
+                self._mover.add_bitmap(self.path(disk.target), plan.checkpoint)
+        return plan.checkpoint
+
+    def source(self, disk: DiskPlan) -> NbdSource:
+        """Where the mover reads this disk."""
+        return NbdSource(
+            kind="offline",
+            path=self.path(disk.target),
+            export=disk.target,
+            bitmap=disk.from_checkpoint,
+            image_format=self._disks[disk.target].driver_format,
+        )
+
+    def forget_sent(self, checkpoint: str, before: dict[str, int]) -> None:
+        """Empty the bitmap whose content the new point now holds, unless the image was written meanwhile.
+
+        A crash before this only means that the next delta sends some blocks again.
+        """
+        for target, mtime_ns in before.items():
+            if self.info(target).bitmaps.get(checkpoint):
+                self._mover.clear_bitmap(self.path(target), checkpoint, mtime_ns)

@@ -1,0 +1,71 @@
+"""Reading and writing the engine's records in small, retried steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from vapor_desktop.engine.ports import Event, PointRow, Repository
+from vapor_desktop.model.errors import Conflict, NotFound
+from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.sites import Protection
+from vapor_desktop.model.states import Phase, Severity, move
+
+Change = Callable[[Protection], Protection]
+
+
+def update(repository: Repository, protection_id: str, change: Change) -> Protection:
+    """Read, change, write by compare-and-set; again when somebody else was faster.
+
+    Raises NotFound when the protection is gone.
+    """
+    while True:
+        now = repository.protection(protection_id)
+        if now is None:
+            raise NotFound("That protection does not exist any more")
+        wanted = change(now)
+        if wanted == now:
+            return now
+        try:
+            return repository.save_protection(wanted, expect_version=now.version)
+        except Conflict:
+            continue
+
+
+def to_phase(phase: Phase) -> Change:
+    """A change that moves to ``phase`` through the one door."""
+    return lambda p: p.model_copy(update={"phase": move(p.phase, phase)})
+
+
+def cache_manifest(repository: Repository, protection_id: str, manifest: Manifest) -> None:
+    """The database is a cache of the manifest: copy what views need."""
+    rows = [
+        PointRow(
+            protection_id=protection_id,
+            seq=p.seq,
+            taken_at=p.taken_at,
+            current_as_of=p.current_as_of,
+            consistency=p.consistency.value,
+            bytes_sent=p.bytes_sent,
+            pins=p.pins,
+            verified=p.verified,
+            proven_at=p.proven_at,
+        )
+        for p in manifest.points
+        if not p.dead
+    ]
+    repository.replace_points(protection_id, rows)
+
+
+def note(
+    repository: Repository,
+    at: datetime,
+    kind: str,
+    text: str,
+    *,
+    severity: Severity = Severity.OK,
+    protection_id: str | None = None,
+    site_id: str | None = None,
+) -> None:
+    """One line of history."""
+    repository.add_event(Event(at, kind, protection_id, site_id, int(severity), text))
