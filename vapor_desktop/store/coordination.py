@@ -1,0 +1,137 @@
+"""Where consoles and engines meet: clocks, what an engine last saw, heart-beats, commands, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from sqlalchemy import delete, insert, select, update
+
+from vapor_desktop.engine.ports import Command, EngineRow, LiveRow
+from vapor_desktop.model.errors import NotFound
+from vapor_desktop.model.wire import Progress
+from vapor_desktop.store.database import Database
+from vapor_desktop.store.schema import clocks, commands, engines, live, protections, settings
+
+_Answer = tuple[dict[str, object] | None, dict[str, object] | None]
+
+
+class CoordinationStore:
+    """Several processes, one database."""
+
+    _db: Database
+
+    def save_clock(self, site_id: str, offset_s: float, error_s: float, at: datetime) -> None:
+        """A site's measured clock. Raises NotFound for an unknown site."""
+        row = {"site_id": site_id, "offset_s": offset_s, "error_s": error_s, "at": at}
+        with self._db.write() as connection:
+            self._db.upsert(connection, clocks, [row], ["site_id"])
+
+    def clock(self, site_id: str) -> tuple[float, float, datetime] | None:
+        """(offset s, error s, measured at), None when never measured."""
+        with self._db.read() as connection:
+            row = connection.execute(select(clocks).where(clocks.c.site_id == site_id)).first()
+        return (row.offset_s, row.error_s, row.at) if row else None
+
+    def save_live(self, rows: Sequence[LiveRow]) -> None:
+        """Overwrite what was last seen of these; those of protections removed meanwhile are left out."""
+        if not rows:
+            return
+        with self._db.write() as connection:
+            known = set(connection.execute(select(protections.c.protection_id)).scalars())
+            kept = [
+                {
+                    "protection_id": row.protection_id,
+                    "at": row.at,
+                    "progress": row.progress.model_dump(mode="json") if row.progress else None,
+                    "started_at": row.started_at,
+                    "next_due_at": row.next_due_at,
+                    "source_power": row.source_power,
+                }
+                for row in rows
+                if row.protection_id in known
+            ]
+            self._db.upsert(connection, live, kept, ["protection_id"])
+
+    def live(self) -> dict[str, LiveRow]:
+        """By protection."""
+        with self._db.read() as connection:
+            rows = connection.execute(select(live)).mappings().all()
+        return {
+            row["protection_id"]: LiveRow(
+                **{**row, "progress": Progress.model_validate(row["progress"]) if row["progress"] else None}
+            )
+            for row in rows
+        }
+
+    def beat(self, engine: EngineRow) -> None:
+        """This engine lives."""
+        with self._db.write() as connection:
+            self._db.upsert(connection, engines, [asdict(engine)], ["engine_id"])
+
+    def engines(self) -> Sequence[EngineRow]:
+        """All, lapsed ones too; the newest heart-beat first."""
+        with self._db.read() as connection:
+            rows = connection.execute(select(engines).order_by(engines.c.heartbeat_at.desc())).mappings().all()
+        return tuple(EngineRow(**row) for row in rows)
+
+    def drop_engine(self, engine_id: str) -> None:
+        """This engine has ended. Idempotent."""
+        with self._db.write() as connection:
+            connection.execute(delete(engines).where(engines.c.engine_id == engine_id))
+
+    def ask(self, verb: str, args: dict[str, object], asked_by: str) -> int:
+        """Leave a command for whichever engine lives; its number."""
+        row = {"verb": verb, "args": args, "asked_by": asked_by, "asked_at": datetime.now(UTC)}
+        with self._db.write() as connection:
+            key = connection.execute(insert(commands).values(row).returning(commands.c.command_id)).scalar_one()
+        return int(key)
+
+    def take_command(self, engine_id: str) -> Command | None:
+        """The oldest command that nobody has taken, now this engine's; None when there is none."""
+        waiting = select(commands).where(commands.c.taken_by.is_(None)).order_by(commands.c.command_id).limit(1)
+        while True:
+            with self._db.read() as connection:
+                row = connection.execute(waiting).first()
+            if row is None:
+                return None
+            claim = (
+                update(commands)
+                .where(commands.c.command_id == row.command_id, commands.c.taken_by.is_(None))
+                .values(taken_by=engine_id, taken_at=datetime.now(UTC))
+            )
+            with self._db.write() as connection:
+                claimed = connection.execute(claim).rowcount == 1
+            if claimed:
+                return Command(row.command_id, row.verb, row.args, row.asked_by)
+
+    def answer(self, command_id: int, result: dict[str, object] | None, error: dict[str, object] | None) -> None:
+        """The command's outcome. Raises NotFound when there is no such command."""
+        statement = (
+            update(commands)
+            .where(commands.c.command_id == command_id)
+            .values(result=result, error=error, answered_at=datetime.now(UTC))
+        )
+        with self._db.write() as connection:
+            if connection.execute(statement).rowcount == 0:
+                raise NotFound(f"There is no command {command_id}")
+
+    def answer_of(self, command_id: int) -> _Answer | None:
+        """(result, error), None while there is no answer. Raises NotFound when there is no such command."""
+        query = select(commands).where(commands.c.command_id == command_id)
+        with self._db.read() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            raise NotFound(f"There is no command {command_id}")
+        return None if row.answered_at is None else (row.result, row.error)
+
+    def setting(self, key: str) -> str | None:
+        """The value, None when never set."""
+        with self._db.read() as connection:
+            return connection.execute(select(settings.c.value).where(settings.c.key == key)).scalar()
+
+    def set_setting(self, key: str, value: str) -> None:
+        """Add or overwrite."""
+        with self._db.write() as connection:
+            self._db.upsert(connection, settings, [{"key": key, "value": value}], ["key"])

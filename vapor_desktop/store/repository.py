@@ -1,0 +1,24 @@
+"""The database as the engine sees it: ``engine.ports.Repository`` on SQLAlchemy."""
+
+from __future__ import annotations
+
+from vapor_desktop.store.coordination import CoordinationStore
+from vapor_desktop.store.database import Database
+from vapor_desktop.store.history import HistoryStore
+from vapor_desktop.store.inventory import InventoryStore
+from vapor_desktop.store.samples import SampleStore
+
+
+class SqlRepository(InventoryStore, HistoryStore, SampleStore, CoordinationStore):
+    """Opens ``url`` (``sqlite:////path``, ``postgresql+psycopg://…``), migrates it, and answers.
+
+    Every call is one short transaction; safe to use from several threads and processes. Raises
+    DatabaseTrouble, NotFound, Conflict.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._db = Database(url)
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self._db.close()
