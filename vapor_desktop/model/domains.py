@@ -22,6 +22,8 @@ class DiskView:
     transient: bool = False
     encrypted: bool = False
     has_data_file: bool = False
+    bus: str = ""  # virtio | scsi | sata | sd | …
+    qcow2_compat: str | None = None  # "0.10" (v2) | "1.1" (v3); None where nothing tells it
 
 
 @dataclass(frozen=True, slots=True)

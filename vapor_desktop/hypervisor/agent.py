@@ -1,0 +1,71 @@
+"""The guest agent: ping, freeze and thaw, each with a time-out.
+
+Without one, libvirt waits for an agent for ever; and no Linux guest thaws by itself [facts/libvirt 5].
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from vapor_desktop.hypervisor.errors import code_of
+
+_log = logging.getLogger(__name__)
+
+RESPONSE_S = 10
+PING_S = 5
+_BLOCK = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, a domain's default
+
+
+@contextmanager
+def _limited(dom: Any) -> Iterator[None]:
+    dom.agentSetResponseTimeout(RESPONSE_S, 0)
+    try:
+        yield
+    finally:
+        try:
+            dom.agentSetResponseTimeout(_BLOCK, 0)
+        except libvirt.libvirtError as error:  # the VM went off meanwhile: the setting died with it
+            _log.info("the agent time-out of %s was not restored: %s", dom.name(), error)
+
+
+def freeze(dom: Any) -> bool:
+    """Freeze every file system; False when the agent did not, which is a fact about the point, not a failure."""
+    try:
+        with _limited(dom):
+            return int(dom.fsFreeze()) > 0
+    except libvirt.libvirtError as error:
+        if not dom.connect().isAlive():
+            raise
+        _log.warning("%s did not freeze (libvirt code %d): %s", dom.name(), code_of(error), error)
+        return False
+
+
+def thaw(dom: Any, *, quiet: bool = True) -> bool:
+    """Thaw; True if something was frozen. ``quiet``: a refusal is logged and False, not raised."""
+    try:
+        with _limited(dom):
+            return int(dom.fsThaw()) > 0
+    except libvirt.libvirtError as error:
+        if not quiet:
+            raise
+        _log.warning("%s did not thaw (libvirt code %d): %s", dom.name(), code_of(error), error)
+        return False
+
+
+def ping(dom: Any) -> bool:
+    """Whether the agent answers within 5 s."""
+    try:
+        answer = libvirt_qemu.qemuAgentCommand(dom, json.dumps({"execute": "guest-ping"}), PING_S, 0)
+    except libvirt.libvirtError as error:
+        if not dom.connect().isAlive():
+            raise
+        _log.debug("the agent of %s is silent: %s", dom.name(), error)
+        return False
+    return "return" in json.loads(answer)

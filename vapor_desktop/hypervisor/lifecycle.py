@@ -1,0 +1,65 @@
+"""Define, start, resume, undefine: what a failover does to a host."""
+
+from __future__ import annotations
+
+import libvirt
+
+from vapor_desktop.hypervisor.agent import ping
+from vapor_desktop.hypervisor.inventory import state_of
+from vapor_desktop.hypervisor.link import Link
+from vapor_desktop.model.errors import HypervisorFailed, StartFailed
+
+KEEP_TPM, KEEP_TPM_SINCE = 1 << 5, 8_009_000
+
+
+class Lifecycle:
+    """Acts on a VM only when called to; never destroys one."""
+
+    def __init__(self, link: Link, slow: Link) -> None:
+        self._link = link
+        self._slow = slow
+
+    def define(self, xml: str) -> None:
+        """Define or redefine, checked against libvirt's schema."""
+        with self._link.call("libvirt did not accept the VM's configuration") as conn:
+            conn.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+
+    def undefine(self, vm_uuid: str) -> None:
+        """Forget the definition; NVRAM, TPM state, disks and a saved memory stay where they are.
+
+        Refused by libvirt while a managed save exists: that file is not ours to lose.
+        """
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        )
+        with self._link.domain(vm_uuid, "libvirt did not undefine the VM") as dom:
+            dom.undefineFlags(flags | (KEEP_TPM if self._link.version() >= KEEP_TPM_SINCE else 0))
+
+    def start(self, vm_uuid: str, *, paused: bool = False) -> None:
+        """Start it; a VM that is on already is left as it is. Raises StartFailed."""
+        try:
+            with self._slow.domain(vm_uuid, "The VM did not start") as dom:
+                if not dom.isActive():
+                    dom.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+                elif paused and state_of(dom)[0] != "paused":
+                    raise StartFailed("The VM was to start paused, and it runs already")
+        except HypervisorFailed as error:
+            raise StartFailed(error.what, why=error.why, **error.details) from error
+
+    def resume(self, vm_uuid: str) -> None:
+        """Let a paused VM run; one that runs is left as it is."""
+        with self._link.domain(vm_uuid, "The VM did not resume") as dom:
+            if state_of(dom)[0] != "running":
+                dom.resume()
+
+    def set_autostart(self, vm_uuid: str, on: bool) -> None:
+        """Start it with the host, or not."""
+        with self._link.domain(vm_uuid, "The VM's autostart was not changed") as dom:
+            dom.setAutostart(int(on))
+
+    def agent_ping(self, vm_uuid: str) -> bool:
+        """Whether the guest agent answers; False also for a VM that is off."""
+        with self._slow.domain(vm_uuid, "The guest agent could not be asked") as dom:
+            return state_of(dom)[0] == "running" and ping(dom)

@@ -1,0 +1,102 @@
+"""One libvirt connection that comes back: opened on first use, dropped when it dies, opened again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import libvirt
+
+from vapor_desktop.hypervisor.errors import translate
+from vapor_desktop.hypervisor.events import ensure_event_loop
+
+_log = logging.getLogger(__name__)
+
+KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
+
+
+class Link:
+    """One virConnect. Safe from several threads; libvirtd runs at most 5 of its calls at once.
+
+    Calls that may wait (a freeze, a job's lock) belong on a Link of their own [facts/libvirt 3.4].
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._lock = threading.Lock()
+        self._conn: Any = None
+        self._version = 0
+
+    @contextmanager
+    def call(self, what: str) -> Iterator[Any]:
+        """The live virConnect; libvirt's errors leave as ours, naming ``what`` failed.
+
+        Raises HypervisorUnreachable when it cannot be opened or dies meanwhile.
+        """
+        conn = self._open(what)
+        try:
+            yield conn
+        except libvirt.libvirtError as error:
+            alive = _alive(conn)
+            if not alive:
+                self._drop(conn)
+            raise translate(error, what, alive=alive) from error
+
+    @contextmanager
+    def domain(self, vm_uuid: str, what: str) -> Iterator[Any]:
+        """The virDomain of that UUID, looked up afresh. Raises DomainNotFound besides ``call``'s errors."""
+        with self.call(what) as conn:
+            yield conn.lookupByUUIDString(vm_uuid)
+
+    def version(self) -> int:
+        """The remote daemon's libvirt version as a number (9.0.0 = 9_000_000)."""
+        with self.call("Could not ask libvirt for its version"):
+            return self._version
+
+    def close(self) -> None:
+        """Close it; the next call opens it again."""
+        with self._lock:
+            conn, self._conn = self._conn, None
+        if conn is not None:
+            _close(conn)
+
+    def _open(self, what: str) -> Any:
+        with self._lock:
+            if self._conn is not None and _alive(self._conn):
+                return self._conn
+            if self._conn is not None:
+                _close(self._conn)
+                self._conn = None
+            ensure_event_loop()
+            try:
+                conn = libvirt.open(self.uri)
+                conn.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+                self._version = int(conn.getLibVersion())
+            except libvirt.libvirtError as error:
+                raise translate(error, what, alive=False) from error
+            self._conn = conn
+            return conn
+
+    def _drop(self, conn: Any) -> None:
+        with self._lock:
+            if self._conn is conn:
+                self._conn = None
+        _close(conn)
+
+
+def _alive(conn: Any) -> bool:
+    """Client-side state only: no round trip. The event loop notices end-of-file and missed keepalives."""
+    try:
+        return bool(conn.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
+def _close(conn: Any) -> None:
+    try:
+        conn.close()
+    except libvirt.libvirtError as error:  # already dead: nothing is left to close
+        _log.debug("closing a dead libvirt connection: %s", error)
