@@ -69,3 +69,17 @@ def note(
 ) -> None:
     """One line of history."""
     repository.add_event(Event(at, kind, protection_id, site_id, int(severity), text))
+
+
+def failed_over(epoch_number: int, owner: str) -> Change:
+    """A change to *failed over*, under the epoch that says so."""
+
+    def change(p: Protection) -> Protection:
+        phase = (
+            move(move(p.phase, Phase.FAILING_OVER), Phase.FAILED_OVER)
+            if p.phase is not Phase.FAILED_OVER
+            else p.phase
+        )
+        return p.model_copy(update={"phase": phase, "epoch_number": epoch_number, "epoch_owner": owner})
+
+    return change

@@ -1,0 +1,1 @@
+"""Recovery operations: what brings VMs up at the other site."""

@@ -1,0 +1,344 @@
+"""The engine: a loop that looks, decides and hands work to threads. No Qt; blocks in ``run`` until ``stop``.
+
+Exactly one engine per database acts; another that finds a living one waits as a stand-by and takes over
+when its heart-beat lapses. Both read and write only the database, so a console beside it is a mere viewer.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from vapor_desktop.engine import alerts as alert_rules
+from vapor_desktop.engine import scheduler
+from vapor_desktop.engine.ports import Clock, Command, EngineRow, LiveRow, Repository, RpoSample, SiteGateway
+from vapor_desktop.engine.sitewatch import SiteWatch
+from vapor_desktop.engine.status import status
+from vapor_desktop.engine.verbs import Recovery
+from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
+from vapor_desktop.model.errors import InvalidRequest, Unexpected, VaporError
+from vapor_desktop.model.states import Phase
+from vapor_desktop.model.view import Alert, ProtectionStatus
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.2
+BEAT_S = 2.0
+LAPSED = timedelta(seconds=10)
+LOOK_S = 10.0
+INVENTORY_S = 30.0
+PER_PAIR = 2
+_NO_CYCLES = {
+    Phase.FAILING_OVER,
+    Phase.PROVISIONAL,
+    Phase.FAILED_OVER,
+    Phase.MIGRATING,
+    Phase.SPLIT_BRAIN,
+    Phase.SPLIT_BRAIN_RISK,
+}
+
+
+class Engine:
+    """The brain of one process."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        gateway: SiteGateway,
+        clock: Clock,
+        identity: EngineIdentity,
+        *,
+        workers: int = 6,
+    ) -> None:
+        self.repository = repository
+        self.gateway = gateway
+        self.clock = clock
+        self.identity = identity
+        self.sites = SiteWatch(repository, gateway, clock)
+        self.worker = ProtectionWorker(repository, gateway, self.sites, clock, identity)
+        self.recovery = Recovery(repository, gateway, self.sites, clock, identity)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="engine")
+        self._looks = ThreadPoolExecutor(4, thread_name_prefix="look")
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._active = threading.Event()
+        self._running: dict[str, tuple[Future[object], datetime, tuple[str, str]]] = {}
+        self._asked: set[str] = set()  # sync now
+        self._looking: dict[str, Future[None]] = {}
+        self._looked_at: dict[str, float] = {}
+        self._inventory_at: dict[str, float] = {}
+        self._beat_at = float("-inf")
+        self._alerts: dict[str, Alert] = {}
+        self._sampled_at: dict[str, datetime] = {}
+        self._lock = threading.Lock()
+
+    # --- life ----------------------------------------------------------------------------------------
+    @property
+    def active(self) -> bool:
+        """Is this the engine that acts?"""
+        return self._active.is_set()
+
+    def wait_active(self, timeout_s: float) -> bool:
+        """Wait until this engine acts."""
+        return self._active.wait(timeout_s)
+
+    def run(self) -> None:
+        """Block until ``stop``. Errors of single steps are recorded; the loop goes on."""
+        try:
+            while not self._stop.is_set():
+                try:
+                    self._tick()
+                except VaporError as error:
+                    log.error("engine tick failed", code=error.code, error=str(error))
+                self._wake.wait(TICK_S)
+                self._wake.clear()
+        finally:
+            self._leave()
+
+    def stop(self) -> None:
+        """Ask the loop to end; running cycles are cancelled at their next chunk."""
+        self._stop.set()
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look now rather than at the next tick."""
+        self._wake.set()
+
+    def _leave(self) -> None:
+        for protection_id in list(self._running):
+            self.worker.cancel(protection_id)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._looks.shutdown(wait=True, cancel_futures=True)
+        if self.active:
+            self.repository.save_live([])
+        self.repository.drop_engine(self.identity.engine_id)
+
+    # --- one tick --------------------------------------------------------------------------------------
+    def _tick(self) -> None:
+        self._beat()
+        self._look_at_sites()
+        if not self.active:
+            return
+        self._reap()
+        self._take_commands()
+        rows = self.statuses()
+        self._start_due({r.key: r for r in rows})
+        self._publish(rows)
+
+    def _beat(self) -> None:
+        now_mono = self.clock.monotonic()
+        if now_mono - self._beat_at < BEAT_S:
+            return
+        self._beat_at = now_mono
+        now = self.clock.now()
+        living = [
+            e
+            for e in self.repository.engines()
+            if e.engine_id != self.identity.engine_id and now - e.heartbeat_at < LAPSED and not _dead_here(e)
+        ]
+        mine = EngineRow(self.identity.engine_id, socket.gethostname(), os.getpid(), self.identity.kind, now)
+        # The oldest id in the table acts; ids begin with their start time, so that is the engine that came first.
+        if all(self.identity.engine_id < e.engine_id for e in living):
+            if not self.active:
+                log.info("engine is active", engine=self.identity.engine_id, kind=self.identity.kind)
+                self._active.set()
+        else:
+            self._active.clear()
+        self.repository.beat(mine)
+
+    def _look_at_sites(self) -> None:
+        now = self.clock.monotonic()
+        for site in self.repository.sites():
+            busy = self._looking.get(site.site_id)
+            if busy is not None and not busy.done():
+                continue
+            if now - self._looked_at.get(site.site_id, float("-inf")) < LOOK_S:
+                continue
+            inventory = now - self._inventory_at.get(site.site_id, float("-inf")) >= INVENTORY_S
+            self._looked_at[site.site_id] = now
+            if inventory:
+                self._inventory_at[site.site_id] = now
+            self._looking[site.site_id] = self._looks.submit(self.sites.look, site, inventory=inventory)
+
+    def _reap(self) -> None:
+        for protection_id, (future, _since, _pair) in list(self._running.items()):
+            if not future.done():
+                continue
+            del self._running[protection_id]
+            error = future.exception()
+            if error is not None:  # a bug of ours: it must be seen, and must not stop the others
+                log.error("cycle crashed", protection=protection_id, error=repr(error), exc_info=error)
+
+    def _start_due(self, rows: Mapping[str, ProtectionStatus]) -> None:
+        now = self.clock.now()
+        candidates = []
+        for row in rows.values():
+            p = row.protection
+            asked = p.protection_id in self._asked
+            if p.protection_id in self._running or p.phase in _NO_CYCLES or (p.paused and not asked):
+                continue
+            due = now if asked else row.next_due_at
+            if due is None:
+                continue
+            target = timedelta(seconds=p.policy.rpo_target_s)
+            deadline = (row.current_as_of + target) if row.current_as_of else p.created_at + target
+            pair = (p.source_site, p.target_site)
+            candidates.append(scheduler.Candidate(p.protection_id, pair, due, deadline, p.policy.priority))
+        busy = [pair for _f, _s, pair in self._running.values()]
+        for c in scheduler.choose(candidates, busy, now, PER_PAIR):
+            self._asked.discard(c.protection_id)
+            future = self._pool.submit(self._run_cycle, c.protection_id)
+            self._running[c.protection_id] = (future, now, c.pair)
+
+    def _run_cycle(self, protection_id: str) -> object:
+        try:
+            return self.worker.run(protection_id)
+        finally:
+            self.wake()
+
+    # --- what viewers see --------------------------------------------------------------------------------
+    def statuses(self) -> tuple[ProtectionStatus, ...]:
+        """All rows as of now."""
+        repository, now = self.repository, self.clock.now()
+        names = {s.site_id: s.name for s in repository.sites()}
+        routes = {frozenset((a, b)): route for a, b, route in repository.pairs()}
+        live = repository.live()
+        rows = []
+        for p in repository.protections():
+            row = status(
+                p,
+                now=now,
+                points=repository.points(p.protection_id),
+                cycles=repository.cycles(p.protection_id, 12),
+                live=live.get(p.protection_id),
+                target_clock=repository.clock(p.target_site),
+                site_names=names,
+                route=routes.get(frozenset((p.source_site, p.target_site)), "direct"),
+            )
+            running = self._running.get(p.protection_id)
+            if running is not None:
+                row = replace(row, progress=self.worker.progress(p.protection_id), cycle_started_at=running[1])
+            rows.append(row)
+        return tuple(rows)
+
+    def alerts(self) -> tuple[Alert, ...]:
+        """Open and lately closed episodes."""
+        with self._lock:
+            return tuple(self._alerts.values())
+
+    def _publish(self, rows: tuple[ProtectionStatus, ...]) -> None:
+        now = self.clock.now()
+        power = {vm.vm_uuid: vm.state for vm in self.sites.vms()}
+        self.repository.save_live(
+            [
+                LiveRow(
+                    r.key,
+                    now,
+                    r.progress,
+                    r.cycle_started_at,
+                    r.next_due_at,
+                    power.get(r.protection.vm_uuid, r.source_power),
+                )
+                for r in rows
+            ]
+        )
+        site_rows = self.sites.statuses(list(self.repository.sites()), {})
+        current = alert_rules.conditions(rows, site_rows, now)
+        with self._lock:
+            self._alerts = alert_rules.episodes(self._alerts, current, alert_rules.undecided(rows), now)
+        samples = []
+        for r in rows:
+            every = timedelta(seconds=min(max(r.protection.policy.rpo_target_s / 20, 1.0), 60.0))
+            last = self._sampled_at.get(r.key)
+            if last is None or now - last >= every:
+                self._sampled_at[r.key] = now
+                samples.append((r.key, RpoSample(now, r.rpo_now_s, float(r.protection.policy.rpo_target_s))))
+        if samples:
+            self.repository.add_rpo_samples(samples)
+
+    # --- commands ----------------------------------------------------------------------------------------
+    def _take_commands(self) -> None:
+        while (command := self.repository.take_command(self.identity.engine_id)) is not None:
+            self._pool.submit(self._execute, command)
+
+    def _execute(self, command: Command) -> None:
+        verbs: dict[str, Callable[[dict[str, object]], dict[str, object]]] = {
+            "sync": self._sync,
+            "cancel": self._cancel,
+            "failover": self._failover,
+            "pin": self._pin,
+            "delete-replica": self._delete_replica,
+        }
+        try:
+            verb = verbs.get(command.verb)
+            if verb is None:
+                raise InvalidRequest(f"This engine does not know the verb “{command.verb}”")
+            self.repository.answer(command.command_id, verb(command.args), None)
+        except VaporError as error:
+            self.repository.answer(command.command_id, None, error.to_wire())
+        except Exception as error:
+            log.exception("verb crashed", verb=command.verb)
+            self.repository.answer(command.command_id, None, Unexpected(repr(error)).to_wire())
+
+    def _sync(self, args: dict[str, object]) -> dict[str, object]:
+        protection_id = str(args["protection_id"])
+        p = self.repository.protection(protection_id)
+        if p is not None and p.not_before is not None:
+            from vapor_desktop.engine import records
+
+            records.update(self.repository, protection_id, lambda q: q.model_copy(update={"not_before": None}))
+        self._asked.add(protection_id)
+        self.wake()
+        return {}
+
+    def _cancel(self, args: dict[str, object]) -> dict[str, object]:
+        self.worker.cancel(str(args["protection_id"]))
+        return {}
+
+    def _failover(self, args: dict[str, object]) -> dict[str, object]:
+        protection_id = str(args["protection_id"])
+        self.worker.cancel(protection_id)
+        seq = args.get("seq")
+        seconds = self.recovery.failover(
+            protection_id, int(str(seq)) if seq is not None else None, str(args.get("reason", ""))
+        )
+        return {"running_after_s": seconds}
+
+    def _pin(self, args: dict[str, object]) -> dict[str, object]:
+        note = args.get("note")
+        self.recovery.pin(str(args["protection_id"]), int(str(args["seq"])), None if note is None else str(note))
+        return {}
+
+    def _delete_replica(self, args: dict[str, object]) -> dict[str, object]:
+        self.recovery.delete_replica(str(args["protection_id"]))
+        return {}
+
+
+def _dead_here(engine: EngineRow) -> bool:
+    """An engine of this very machine whose process is gone need not be waited for."""
+    if engine.host != socket.gethostname():
+        return False
+    try:
+        os.kill(engine.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def new_identity(kind: str, clock: Clock) -> EngineIdentity:
+    """A unique id that sorts by start time, and a name for people."""
+    import getpass
+    import secrets
+
+    stamp = clock.now().strftime("%Y%m%dT%H%M%S%f")
+    name = f"{getpass.getuser()}@{socket.gethostname()}"
+    return EngineIdentity(f"{stamp}-{secrets.token_hex(4)}", name, kind)

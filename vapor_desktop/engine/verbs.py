@@ -1,0 +1,160 @@
+"""Verbs that need the engine (leases, movers, libvirt), run by whichever engine lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vapor_desktop.engine import records
+from vapor_desktop.engine.operations.failover import Failover, effects, points_of
+from vapor_desktop.engine.ports import Clock, Repository, SiteGateway
+from vapor_desktop.engine.sitewatch import SiteWatch
+from vapor_desktop.engine.worker import EngineIdentity
+from vapor_desktop.model import rpo
+from vapor_desktop.model.errors import NotFound, VaporError
+from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.states import Phase, Severity
+from vapor_desktop.model.view import FailoverPreview
+from vapor_desktop.model.wire import WriteGrant
+
+
+class Recovery:
+    """Failover and what is asked of the target directly."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        gateway: SiteGateway,
+        sites: SiteWatch,
+        clock: Clock,
+        identity: EngineIdentity,
+    ) -> None:
+        self._repository = repository
+        self._gateway = gateway
+        self._sites = sites
+        self._clock = clock
+        self._identity = identity
+
+    def preview(self, protection_id: str) -> FailoverPreview:
+        """The failover sheet. Asks the target; what is known of the source comes from the last looks."""
+        p = self._protection(protection_id)
+        target = self._site(p.target_site)
+        manifest = self._gateway.api(target).replica(p.vm_uuid).manifest
+        records.cache_manifest(self._repository, protection_id, manifest)
+        row = self._repository.clock(target.site_id)
+        offset = rpo.ClockOffset(row[0], row[1]) if row else None
+        source = self._repository.site(p.source_site)
+        seen = self._sites.seen(p.source_site)
+        networks = self._gateway.hypervisor(target).networks()
+        wanted = set(p.mappings.networks.values())
+        missing = sorted(wanted - set(networks))
+        return FailoverPreview(
+            protection_id=protection_id,
+            vm_name=p.vm_name,
+            target_name=target.name,
+            source_name=source.name if source else "the source (not paired here)",
+            source_reachable=seen.status.reachable if seen else None,
+            source_last_seen_at=seen.status.last_seen_at if seen else None,
+            tried=self._tried(source, seen.status.error if seen else None, seen.status.reachable if seen else None),
+            points=points_of(manifest, self._clock, offset),
+            effects=effects(p, source.name if source else "the source", target.name, sorted(wanted)),
+            blockers=tuple(f"Network “{n}” does not exist at {target.name}" for n in missing),
+        )
+
+    def _tried(self, source: Site | None, error: str | None, reachable: bool | None) -> tuple[str, ...]:
+        if source is None:
+            return ("This console is not paired with the source",)
+        if reachable is None:
+            return (f"{source.name} has not been looked at yet",)
+        if reachable:
+            return (f"{source.name} answers: if its VM still runs, migrate instead",)
+        return (f"{source.name}: {error}",)
+
+    def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
+        """Emergency failover. Returns seconds to running."""
+        p = self._protection(protection_id)
+        target = self._site(p.target_site)
+        before = p.phase
+        records.update(self._repository, protection_id, records.to_phase(Phase.FAILING_OVER))
+        try:
+            operation = Failover(
+                self._gateway.api(target),
+                self._gateway.hypervisor(target),
+                self._clock,
+                p,
+                self._identity.engine_id,
+                self._identity.name,
+            )
+            done = operation.run(seq, reason)
+        except VaporError as error:
+            back = before if before is not Phase.FAILING_OVER else Phase.ERROR
+            back = Phase.ERROR if back in {Phase.INITIAL_SYNC, Phase.SYNCING, Phase.COMPARING} else back
+            records.update(self._repository, protection_id, records.to_phase(back))
+            self._note(p, "failover-failed", str(error), Severity.CRITICAL)
+            raise
+        records.update(self._repository, protection_id, records.failed_over(done.epoch.number, done.epoch.owner))
+        text = f"Failed over to {target.name} from point {done.seq} in {done.running_after_s:.1f} s: {reason}"
+        self._note(p, "failed-over", text, Severity.WARNING)
+        for line in done.notes:
+            self._note(p, "failover-note", line, Severity.WARNING)
+        return done.running_after_s
+
+    def pin(self, protection_id: str, seq: int, note: str | None) -> None:
+        """Pin a point (note) or let the user's pins go (None)."""
+
+        def act(manifest: Manifest, grant: WriteGrant, vm: str, site: Site) -> Manifest:
+            api = self._gateway.api(site)
+            if note is not None:
+                return api.pin(vm, seq, f"user:{note}", grant)
+            entry = manifest.entry(seq)
+            for pin in entry.pins if entry else ():
+                if pin.startswith("user:"):
+                    manifest = api.unpin(vm, seq, pin, grant)
+            return manifest
+
+        self._under_lease(protection_id, "pin", act)
+
+    def delete_replica(self, protection_id: str) -> None:
+        """Delete the replica at the target (the caller has asked for the typed confirmation)."""
+
+        def act(manifest: Manifest, grant: WriteGrant, vm: str, site: Site) -> Manifest:
+            self._gateway.api(site).delete_replica(vm, grant)
+            return manifest
+
+        self._under_lease(protection_id, "delete replica", act)
+
+    def _under_lease(
+        self, protection_id: str, purpose: str, act: Callable[[Manifest, WriteGrant, str, Site], Manifest]
+    ) -> None:
+        from vapor_desktop.engine.lease import HeldLease
+
+        p = self._protection(protection_id)
+        site = self._site(p.target_site)
+        api = self._gateway.api(site)
+        with HeldLease(api, p.vm_uuid, self._identity.engine_id, self._identity.name, purpose) as lease:
+            manifest = api.replica(p.vm_uuid).manifest
+            newest = manifest.newest
+            grant = WriteGrant(
+                fence=lease.fence,
+                epoch=manifest.epoch,
+                source_site=manifest.source_site,
+                parent_seq=newest.seq if newest else None,
+            )
+            records.cache_manifest(self._repository, protection_id, act(manifest, grant, p.vm_uuid, site))
+
+    def _note(self, p: Protection, kind: str, text: str, severity: Severity) -> None:
+        records.note(
+            self._repository, self._clock.now(), kind, text, severity=severity, protection_id=p.protection_id
+        )
+
+    def _protection(self, protection_id: str) -> Protection:
+        p = self._repository.protection(protection_id)
+        if p is None:
+            raise NotFound("That protection does not exist any more")
+        return p
+
+    def _site(self, site_id: str) -> Site:
+        site = self._repository.site(site_id)
+        if site is None:
+            raise NotFound("The target site is not paired with this console", fix="Pair it first")
+        return site

@@ -1,0 +1,284 @@
+"""One protection's work, run on a worker thread: a cycle with all that belongs to it before and after."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from vapor_desktop.engine import records
+from vapor_desktop.engine.cycle import Cycle, CycleContext, Hooks, Outcome
+from vapor_desktop.engine.lease import HeldLease
+from vapor_desktop.engine.plan import CyclePlan
+from vapor_desktop.engine.ports import Clock, CycleRecord, Repository, SiteGateway
+from vapor_desktop.engine.scheduler import backoff_s
+from vapor_desktop.engine.sitewatch import SiteWatch
+from vapor_desktop.model import retention
+from vapor_desktop.model.errors import EpochMoved, NotFound, VaporError
+from vapor_desktop.model.manifest import DiskMode, Manifest
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.states import Phase, Severity
+from vapor_desktop.model.wire import Progress, WriteGrant
+
+log = structlog.get_logger(__name__)
+
+# Not failures: somebody else is at work, the next try will see.
+_WAIT_ONLY = {"VM-BUSY", "LEASE-HELD"}
+_SITE_GONE = {"SITE-UNREACHABLE", "LIBVIRT-UNREACHABLE"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """Who this engine is, for leases and heart-beats."""
+
+    engine_id: str
+    name: str  # shown to people: user@host
+    kind: str  # console | service | command
+
+
+class ProtectionWorker:
+    """Runs cycles; records what came of them. One instance serves all protections."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        gateway: SiteGateway,
+        sites: SiteWatch,
+        clock: Clock,
+        identity: EngineIdentity,
+    ) -> None:
+        self._repository = repository
+        self._gateway = gateway
+        self._sites = sites
+        self._clock = clock
+        self._identity = identity
+        self._jitter = random.Random()  # noqa: S311  (spreads retries; no secret)
+        self._lock = threading.Lock()
+        self._progress: dict[str, Progress] = {}
+        self._cancelled: set[str] = set()
+        self.before_job_end: Callable[[str, Manifest, str | None], None] | None = None
+
+    def progress(self, protection_id: str) -> Progress | None:
+        """Of the running transfer."""
+        with self._lock:
+            return self._progress.get(protection_id)
+
+    def cancel(self, protection_id: str) -> None:
+        """Ask the running cycle to stop; it is noticed at the next chunk."""
+        with self._lock:
+            self._cancelled.add(protection_id)
+
+    def run(self, protection_id: str) -> Outcome | None:
+        """One cycle with its records. Returns None when it did not come to a point; raises only our bugs."""
+        protection = self._repository.protection(protection_id)
+        if protection is None:
+            return None
+        with self._lock:
+            self._cancelled.discard(protection_id)
+        began = self._clock.monotonic()
+        try:
+            outcome = self._cycle(protection)
+        except VaporError as error:
+            self._failed(protection, error, self._clock.monotonic() - began)
+            return None
+        finally:
+            with self._lock:
+                self._progress.pop(protection_id, None)
+        self._succeeded(protection, outcome, self._clock.monotonic() - began)
+        self._trim(protection, outcome.manifest)
+        return outcome
+
+    # --- the cycle ---------------------------------------------------------------------------------
+    def _cycle(self, protection: Protection) -> Outcome:
+        source = self._site(protection.source_site)
+        target = self._site(protection.target_site)
+        gateway = self._gateway
+        clock_row = self._repository.clock(target.site_id)
+        if clock_row is None:
+            self._sites.look(target, inventory=False)
+            clock_row = self._repository.clock(target.site_id)
+        seen = self._sites.seen(source.site_id)
+        if seen is None or seen.identity is None:
+            self._sites.look(source, inventory=False)
+            seen = self._sites.seen(source.site_id)
+        identity = seen.identity if seen else None
+        if identity is None:
+            identity = gateway.api(source).identity()[0]  # raises what keeps us from it
+        pid = protection.protection_id
+        observer = self.before_job_end
+        hooks = Hooks(
+            on_progress=lambda p: self._note_progress(pid, p),
+            on_plan=lambda plan: self._note_plan(pid, plan),
+            before_job_end=(lambda m, s: observer(pid, m, s)) if observer else (lambda _m, _s: None),
+            cancelled=lambda: pid in self._cancelled,
+        )
+        context = CycleContext(
+            source_api=gateway.api(source),
+            target_api=gateway.api(target),
+            hypervisor=gateway.hypervisor(source),
+            mover=gateway.mover(source, target),
+            clock=self._clock,
+            holder=self._identity.engine_id,
+            holder_name=self._identity.name,
+            scratch_dir=identity.scratch_dir,
+            scratch_reserve_bytes=identity.scratch_reserve_bytes,
+            target_offset_s=clock_row[0] if clock_row else 0.0,
+            hooks=hooks,
+        )
+        return Cycle(context, protection).run()
+
+    def _site(self, site_id: str) -> Site:
+        site = self._repository.site(site_id)
+        if site is None:
+            raise NotFound("A site of this protection is not paired with this console", fix="Pair it again")
+        return site
+
+    def _note_progress(self, protection_id: str, progress: Progress) -> None:
+        with self._lock:
+            self._progress[protection_id] = progress
+
+    def _note_plan(self, protection_id: str, plan: CyclePlan) -> None:
+        if plan.parent_seq is None:
+            phase = Phase.INITIAL_SYNC
+        elif any(d.mode is DiskMode.COMPARE for d in plan.disks):
+            phase = Phase.COMPARING
+        else:
+            phase = Phase.SYNCING
+        records.update(self._repository, protection_id, records.to_phase(phase))
+        for disk in plan.disks:
+            if disk.mode is not DiskMode.DELTA:
+                log.info("disk is not sent by delta", disk=disk.target, mode=disk.mode.value, why=disk.why)
+
+    # --- afterwards ------------------------------------------------------------------------------------
+    def _succeeded(self, protection: Protection, outcome: Outcome, duration_s: float) -> None:
+        pid = protection.protection_id
+        records.cache_manifest(self._repository, pid, outcome.manifest)
+        result = outcome.result
+        kind = "unchanged" if outcome.unchanged else ("point" if outcome.seq is not None else "partial")
+        self._repository.add_cycle(
+            CycleRecord(
+                protection_id=pid,
+                started_at=self._clock.now() - timedelta(seconds=duration_s),
+                duration_s=duration_s,
+                outcome=kind,
+                seq=outcome.seq,
+                data_bytes=result.data_bytes if result else 0,
+                wire_bytes=result.wire_bytes if result else 0,
+                mode=outcome.mode,
+            )
+        )
+
+        def change(p: Protection) -> Protection:
+            phase = Phase.PAUSED if p.paused else Phase.PROTECTED
+            if outcome.manifest.newest is None:
+                phase = Phase.INITIAL_SYNC
+            moved = records.to_phase(phase)(p)
+            fresh = {
+                "failures": 0,
+                "not_before": None,
+                "last_error": None,
+                "last_error_code": None,
+                "vm_name": outcome.manifest.vm_name,
+                "warnings": outcome.warnings,
+                "epoch_number": outcome.manifest.epoch.number,
+                "epoch_owner": outcome.manifest.epoch.owner,
+            }
+            return moved.model_copy(update=fresh)
+
+        before = self._repository.protection(pid)
+        records.update(self._repository, pid, change)
+        if before is not None and before.failures:
+            records.note(
+                self._repository, self._clock.now(), "recovered", "Replication works again", protection_id=pid
+            )
+
+    def _failed(self, protection: Protection, error: VaporError, duration_s: float) -> None:
+        pid = protection.protection_id
+        now = self._clock.now()
+        waiting = error.code in _WAIT_ONLY
+        log.warning("cycle failed", vm=protection.vm_name, code=error.code, error=str(error))
+        if error.code in _SITE_GONE or error.code == "TRANSFER-INTERRUPTED":
+            self._gateway.drop(protection.source_site)
+            self._gateway.drop(protection.target_site)
+        self._repository.add_cycle(
+            CycleRecord(
+                protection_id=pid,
+                started_at=now - timedelta(seconds=duration_s),
+                duration_s=duration_s,
+                outcome="skipped" if waiting else "failed",
+                seq=None,
+                data_bytes=0,
+                wire_bytes=0,
+                mode="",
+                error_code=error.code,
+                error=str(error),
+            )
+        )
+        phase = self._phase_after(protection, error)
+
+        def change(p: Protection) -> Protection:
+            failures = p.failures if waiting else p.failures + 1
+            wait_s = 5.0 if waiting else backoff_s(failures, error.fate, self._jitter)
+            if isinstance(error, EpochMoved):
+                return records.failed_over(p.epoch_number + 1, p.target_site)(p)
+            moved = p if p.paused or waiting else records.to_phase(phase)(p)
+            return moved.model_copy(
+                update={
+                    "failures": failures,
+                    "not_before": now + timedelta(seconds=wait_s),
+                    "last_error": str(error),
+                    "last_error_code": error.code,
+                }
+            )
+
+        after = records.update(self._repository, pid, change)
+        if after.failures == 1 and not waiting:
+            records.note(
+                self._repository, now, "cycle-failed", str(error), severity=Severity.WARNING, protection_id=pid
+            )
+
+    def _phase_after(self, protection: Protection, error: VaporError) -> Phase:
+        if error.code in _SITE_GONE:
+            source = self._repository.site(protection.source_site)
+            if source is not None:
+                self._sites.look(source, inventory=False)
+                seen = self._sites.seen(source.site_id)
+                if seen is not None and seen.status.reachable is False:
+                    return Phase.SOURCE_UNREACHABLE
+        return Phase.ERROR
+
+    # --- retention ---------------------------------------------------------------------------------------
+    def _trim(self, protection: Protection, manifest: Manifest) -> None:
+        """Drop what the policy no longer keeps, in the gap between cycles. A failure waits for the next gap."""
+        target = self._repository.site(protection.target_site)
+        if target is None or not _to_drop(manifest, protection, self._clock):
+            return
+        api = self._gateway.api(target)
+        try:
+            with HeldLease(
+                api, protection.vm_uuid, self._identity.engine_id, self._identity.name, "retention"
+            ) as lease:
+                for seq in _to_drop(manifest, protection, self._clock):
+                    newest = manifest.newest
+                    grant = WriteGrant(
+                        fence=lease.fence,
+                        epoch=manifest.epoch,
+                        source_site=manifest.source_site,
+                        parent_seq=newest.seq if newest else None,
+                    )
+                    manifest = api.drop_point(protection.vm_uuid, seq, grant)
+        except VaporError as error:
+            log.info("retention waits", vm=protection.vm_name, code=error.code, error=str(error))
+        records.cache_manifest(self._repository, protection.protection_id, manifest)
+
+
+def _to_drop(manifest: Manifest, protection: Protection, clock: Clock) -> list[int]:
+    return retention.plan(
+        [p for p in manifest.points if not p.dead],
+        protection.policy.retention,
+        clock.now(),
+    )
