@@ -1,0 +1,171 @@
+"""The root helper, for real: its socket, its path checks, a qemu-nbd export that ends with its caller."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vapor_desktop.model.errors import Conflict, ImageToolFailed, NotAllowed, NotFound
+from vapor_desktop.site.helper import Helper, listen_at
+from vapor_desktop.site.helper_client import HelperClient
+from vapor_desktop.site.settings import SiteSettings
+
+VM = "8f1d6f0e-2c0b-4f7a-9d52-0a3b6f1f2a11"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> SiteSettings:
+    for name in ("images", "nvram", "tpm"):
+        (tmp_path / name).mkdir()
+    return SiteSettings(
+        state_dir=tmp_path / "state",
+        helper_socket=tmp_path / "run" / "helper.sock",
+        helper_run_dir=tmp_path / "exports",
+        helper_image_roots=(tmp_path / "images",),
+        helper_nvram_roots=(tmp_path / "nvram",),
+        helper_tpm_root=tmp_path / "tpm",
+        user="nobody-here",
+    )
+
+
+@pytest.fixture
+def client(settings: SiteSettings) -> Iterator[HelperClient]:
+    yield from _running(settings, frozenset({os.geteuid()}))
+
+
+def _running(settings: SiteSettings, allowed: frozenset[int]) -> Iterator[HelperClient]:
+    listener = listen_at(settings.helper_socket, os.geteuid(), os.getegid())
+    stop = threading.Event()
+    thread = threading.Thread(target=Helper(settings, allowed).serve, args=(listener, stop))
+    thread.start()
+    yield HelperClient(settings.helper_socket)
+    stop.set()
+    thread.join()
+    listener.close()
+
+
+def _image(path: Path, *options: str) -> Path:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, "1M"], check=True)
+    return path
+
+
+def test_ping_and_a_helper_that_is_not_there(client: HelperClient, tmp_path: Path) -> None:
+    assert client.ping()
+    assert not HelperClient(tmp_path / "nothing.sock").ping()
+
+
+def test_another_account_is_refused(settings: SiteSettings) -> None:
+    for client in _running(settings, frozenset({os.geteuid() + 1})):
+        with pytest.raises(NotAllowed, match="does not serve this account"):
+            client.image_info("/etc/passwd")
+
+
+def test_nvram_is_read_and_placed_but_never_replaced(client: HelperClient, settings: SiteSettings) -> None:
+    path = settings.helper_nvram_roots[0] / "vm_VARS.fd"
+    content = os.urandom(540_672)
+    client.place_nvram(str(path), content)
+    client.place_nvram(str(path), content)  # the same again: fine
+    assert client.read_nvram(VM, str(path)) == content
+    with pytest.raises(Conflict):
+        client.place_nvram(str(path), b"other")
+    assert path.read_bytes() == content
+    assert [entry.name for entry in path.parent.iterdir()] == ["vm_VARS.fd"]
+
+
+@pytest.mark.parametrize(
+    "bad", ["/etc/passwd", "relative", "{root}/../secret", "{root}/link", "{root}/dirlink/secret"]
+)
+def test_paths_outside_and_symlinks_are_refused(client: HelperClient, settings: SiteSettings, bad: str) -> None:
+    root = settings.helper_nvram_roots[0]
+    (root.parent / "secret").write_text("secret")
+    (root / "link").symlink_to(root.parent / "secret")
+    (root / "dirlink").symlink_to(root.parent)
+    with pytest.raises(NotAllowed):
+        client.read_nvram(VM, bad.format(root=root))
+
+
+def test_missing_is_told_apart(client: HelperClient, settings: SiteSettings) -> None:
+    with pytest.raises(NotFound):
+        client.read_nvram(VM, str(settings.helper_nvram_roots[0] / "none.fd"))
+
+
+def test_tpm_state_travels_as_tar(client: HelperClient, settings: SiteSettings, tmp_path: Path) -> None:
+    state = settings.helper_tpm_root / VM / "tpm2"
+    state.mkdir(parents=True)
+    (state / "tpm2-00.permall").write_bytes(b"\x01\x02" * 700)
+    archive = tmp_path / "tpm.tar"
+    archive.write_bytes(client.read_tpm(VM))
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["tar", "-xf", archive, "-C", out], check=True)
+    assert (out / "tpm2" / "tpm2-00.permall").read_bytes() == b"\x01\x02" * 700
+
+
+def test_bitmaps_of_ours_only(client: HelperClient, settings: SiteSettings) -> None:
+    image = str(_image(settings.helper_image_roots[0] / "d.qcow2"))
+    client.bitmap_add(image, "vapor-p-1-1")
+    client.bitmap_add(image, "vapor-p-1-1")
+    names = [item["name"] for item in client.image_info(image)["format-specific"]["data"]["bitmaps"]]
+    assert names == ["vapor-p-1-1"]
+    with pytest.raises(NotAllowed):
+        client.bitmap_remove(image, "somebody-elses")
+    client.bitmap_remove(image, "vapor-p-1-1")
+    client.bitmap_remove(image, "vapor-p-1-1")
+    assert "bitmaps" not in client.image_info(image)["format-specific"]["data"]
+
+
+def test_export_gives_the_data_and_ends_with_its_caller(client: HelperClient, settings: SiteSettings) -> None:
+    image = _image(settings.helper_image_roots[0] / "d.qcow2")
+    subprocess.run(["qemu-io", "-c", "write -q -P 0x5a 64k 64k", image], check=True)
+    client.bitmap_add(str(image), "vapor-p-1-1")
+    with client.offline_export(str(image), "qcow2", "vapor-p-1-1", export="vda") as path:
+        uri = f"nbd+unix:///vda?socket={path}"
+        read = subprocess.run(["qemu-io", "-r", "-f", "raw", "-c", "read -P 0x5a 64k 64k", uri], capture_output=True)
+        assert b"Pattern verification failed" not in read.stdout
+        assert b"read 65536/65536" in read.stdout
+        shown = subprocess.run(["nbdinfo", "--json", uri], capture_output=True, text=True, check=True).stdout
+        assert "qemu:dirty-bitmap:vapor-p-1-1" in shown
+        assert '"is_read_only": true' in shown
+    _gone(path)
+
+
+def _gone(path: str) -> None:
+    """The export's socket stops answering and its file goes (waits for the condition, at most 10 s)."""
+    done = threading.Event()
+    for _ in range(1000):
+        if not Path(path).exists():
+            return
+        done.wait(0.01)
+    pytest.fail(f"{path} is still there")
+
+
+def test_an_export_that_cannot_be_is_an_error(client: HelperClient, settings: SiteSettings) -> None:
+    image = str(_image(settings.helper_image_roots[0] / "d.qcow2"))
+    with (
+        pytest.raises(ImageToolFailed, match="vapor-none"),
+        client.offline_export(image, "qcow2", "vapor-none"),
+    ):
+        pytest.fail("exported a bitmap that does not exist")
+    assert list(settings.helper_run_dir.iterdir()) == []
+
+
+def test_a_backing_file_outside_the_roots_is_not_exported(client: HelperClient, settings: SiteSettings) -> None:
+    secret = settings.helper_image_roots[0].parent / "secret.raw"
+    secret.write_bytes(b"\0" * (1 << 20))
+    image = _image(settings.helper_image_roots[0] / "sly.qcow2", "-b", str(secret), "-F", "raw")
+    with pytest.raises(NotAllowed), client.offline_export(str(image), "qcow2", None):
+        pytest.fail("exported a file outside the roots")
+
+
+def test_rubbish_gets_an_error_not_a_crash(client: HelperClient, settings: SiteSettings) -> None:
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(settings.helper_socket))
+        link.sendall(b"not json\n")
+        assert b"INVALID-REQUEST" in link.makefile("rb").readline()
+    assert client.ping()

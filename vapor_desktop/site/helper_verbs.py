@@ -1,0 +1,157 @@
+"""The root helper's verbs. Each checks its paths by itself and answers JSON-ready values."""
+
+from __future__ import annotations
+
+import base64
+import grp
+import io
+import json
+import os
+import pwd
+import re
+import secrets
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from vapor_desktop.model.errors import Conflict, ImageToolFailed, InvalidRequest, NotAllowed
+from vapor_desktop.site.helper_paths import open_dir, open_file, parent_of
+from vapor_desktop.site.leases import vm_file_name
+from vapor_desktop.site.settings import SiteSettings
+
+NVRAM_LIMIT_BYTES = 64 << 20
+TPM_LIMIT_BYTES = 16 << 20
+TOOL_TIMEOUT_S = 20
+FORMATS = ("qcow2", "raw")
+OURS = re.compile(r"vapor-[A-Za-z0-9._-]{1,200}")
+
+
+def read_nvram(settings: SiteSettings, path: str) -> dict[str, Any]:
+    """The varstore's bytes."""
+    with open_file(path, settings.helper_nvram_roots) as descriptor:
+        return {"data": base64.b64encode(_read_all(descriptor, NVRAM_LIMIT_BYTES, path)).decode()}
+
+
+def place_nvram(settings: SiteSettings, path: str, data: str) -> dict[str, Any]:
+    """A new varstore, readable by QEMU; an equal one already there is fine, another one is never replaced."""
+    content = base64.b64decode(data, validate=True)
+    if len(content) > NVRAM_LIMIT_BYTES:
+        raise InvalidRequest("The varstore is too large", bytes=len(content))
+    with parent_of(path, settings.helper_nvram_roots) as (directory, name):
+        aside = f".vapor-{secrets.token_hex(6)}"
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fchown(stream.fileno(), *_qemu_ids())
+                os.fsync(stream.fileno())
+            os.link(aside, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except FileExistsError:
+            with open_file(path, settings.helper_nvram_roots) as old:
+                if _read_all(old, NVRAM_LIMIT_BYTES, path) != content:
+                    raise Conflict("Another varstore lies there already; it is not replaced", path=path) from None
+        finally:
+            os.unlink(aside, dir_fd=directory)
+            os.fsync(directory)
+    return {}
+
+
+def read_tpm(settings: SiteSettings, vm: str) -> dict[str, Any]:
+    """The VM's swtpm state directory as a tar archive (regular files only)."""
+    root = settings.helper_tpm_root
+    archive = io.BytesIO()
+    left = TPM_LIMIT_BYTES
+    with (
+        open_dir(str(root / vm_file_name(vm)), (root,)) as directory,
+        tarfile.open(fileobj=archive, mode="w") as tar,
+    ):
+        for base, _dirs, names, at in os.fwalk(".", dir_fd=directory, follow_symlinks=False):
+            for name in sorted(names):
+                shown = os.path.normpath(f"{base}/{name}")
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=at)
+                try:
+                    content = _read_all(descriptor, left, shown)
+                finally:
+                    os.close(descriptor)
+                left -= len(content)
+                member = tarfile.TarInfo(shown)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return {"data": base64.b64encode(archive.getvalue()).decode()}
+
+
+def image_info(settings: SiteSettings, image: str) -> dict[str, Any]:
+    """``qemu-img info`` of the top image and the paths of its whole chain."""
+    with open_file(image, settings.helper_image_roots):
+        chain = chain_of(image)
+    return {"info": {**chain[0], "chain": [str(item["filename"]) for item in chain]}}
+
+
+def bitmap(settings: SiteSettings, image: str, name: str, *, add: bool) -> dict[str, Any]:
+    """Add or remove one of our bitmaps in an image that nobody has open (qemu-img takes its lock)."""
+    if not OURS.fullmatch(name):
+        raise NotAllowed("Only bitmaps named vapor-… are ours to touch", name=name)
+    with open_file(image, settings.helper_image_roots):
+        top = chain_of(image)[0]
+        data = top.get("format-specific", {}).get("data", {})
+        present = any(item.get("name") == name for item in data.get("bitmaps", []))
+        if present != add:
+            _tool("qemu-img", "bitmap", "--add" if add else "--remove", "-f", str(top["format"]), "--", image, name)
+    return {}
+
+
+def check_export(settings: SiteSettings, image: str, fmt: str, bitmap_name: str) -> None:
+    """Everything the export would open lies below the roots. Raises NotAllowed, NotFound, InvalidRequest."""
+    if fmt not in FORMATS:
+        raise InvalidRequest(f"{fmt!r} is not an image format we export", fix="qcow2 or raw")
+    if bitmap_name != "-" and not OURS.fullmatch(bitmap_name):
+        raise NotAllowed("Only bitmaps named vapor-… are ours to read", name=bitmap_name)
+    for member in [image] if fmt == "raw" else [str(item["filename"]) for item in chain_of(image)]:
+        with open_file(member, settings.helper_image_roots):
+            pass
+
+
+def chain_of(image: str) -> list[dict[str, Any]]:
+    """``qemu-img info --backing-chain``, top first. Raises ImageToolFailed."""
+    found = json.loads(_tool("qemu-img", "info", "-U", "--backing-chain", "--output=json", "--", image))
+    return list(found)
+
+
+def _tool(*argv: str) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ImageToolFailed(f"{argv[0]} did not finish", why=str(error)) from error
+    if done.returncode != 0:
+        raise ImageToolFailed(f"{argv[0]} {argv[1]} failed", why=done.stderr.strip(), stderr=done.stderr)
+    return done.stdout
+
+
+def _read_all(descriptor: int, limit: int, path: str) -> bytes:
+    with os.fdopen(os.dup(descriptor), "rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise InvalidRequest(f"{path} is larger than expected", limit_bytes=limit)
+    return content
+
+
+def _qemu_ids() -> tuple[int, int]:
+    """uid and gid QEMU runs as: libvirt-qemu on Debian, qemu elsewhere; ourselves where there is neither."""
+    for name in ("libvirt-qemu", "qemu"):
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        groups = {entry.gr_name: entry.gr_gid for entry in grp.getgrall()}
+        return user.pw_uid, groups.get(name, user.pw_gid)
+    return os.geteuid(), os.getegid()
+
+
+def export_socket_dir(settings: SiteSettings) -> Path:
+    """root's own directory for sockets of exports: others may pass, none may write."""
+    path = settings.helper_run_dir
+    path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    path.chmod(0o711)
+    return path
