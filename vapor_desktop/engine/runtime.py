@@ -96,7 +96,7 @@ class Engine:
                 try:
                     self._tick()
                 except VaporError as error:
-                    log.error("engine tick failed", code=error.code, error=str(error))
+                    log.warning("engine tick failed", code=error.code, error=str(error))
                 self._wake.wait(TICK_S)
                 self._wake.clear()
         finally:
@@ -178,9 +178,12 @@ class Engine:
 
     def _start_due(self, rows: Mapping[str, ProtectionStatus]) -> None:
         now = self.clock.now()
+        known = {s.site_id for s in self.repository.sites()}
         candidates = []
         for row in rows.values():
             p = row.protection
+            if not {p.source_site, p.target_site} <= known:
+                continue  # adopted from a target alone: there is no source to read from here
             asked = p.protection_id in self._asked
             if p.protection_id in self._running or p.phase in _NO_CYCLES or (p.paused and not asked):
                 continue

@@ -83,7 +83,7 @@ def backoff_s(failures: int, fate: Fate, jitter: random.Random) -> float:
     What only a person can mend is tried again rarely; it still is, because a person may mend it elsewhere.
     """
     longest = BACKOFF_LONGEST_S
-    base = min(BACKOFF_FIRST_S * 2 ** max(failures - 1, 0), longest)
+    base: float = min(BACKOFF_FIRST_S * 2.0 ** min(max(failures - 1, 0), 20), longest)
     if fate is not Fate.RETRY:
         base = max(base, 30.0)
     return base * jitter.uniform(0.75, 1.25)

@@ -1,0 +1,410 @@
+"""The Backend: what a console or vaporctl asks, answered from the database, the sites, and the living engine."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+
+from vapor_desktop.engine import preflight, records
+from vapor_desktop.engine.backend import OnCheck
+from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
+from vapor_desktop.engine.runtime import LAPSED, Engine
+from vapor_desktop.engine.sitewatch import vm_status
+from vapor_desktop.model.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NotReplicable,
+    Unexpected,
+    VaporError,
+    from_wire,
+)
+from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.states import Phase, Severity
+from vapor_desktop.model.view import (
+    Banner,
+    Check,
+    FailoverPreview,
+    ProtectionStatus,
+    ProtectRequest,
+    SiteProbe,
+    Snapshot,
+    Task,
+    VmStatus,
+)
+
+VERB_DEADLINE_S = 120.0
+SYNC_DEADLINE_S = 3600.0
+
+
+class EngineBackend:
+    """Implements ``engine.backend.Backend`` over one Engine object (active or standing by)."""
+
+    def __init__(self, engine: Engine, pairing: Pairing, *, demo: bool = False) -> None:
+        self._engine = engine
+        self._repository = engine.repository
+        self._gateway = engine.gateway
+        self._clock = engine.clock
+        self._pairing = pairing
+        self._demo = demo
+
+    # --- looking ------------------------------------------------------------------------------------
+    def snapshot(self) -> Snapshot:
+        """Everything at one moment. Only the database and memory are touched."""
+        now = self._clock.now()
+        rows = self._engine.statuses()
+        sites = list(self._repository.sites())
+        pairs = tuple(self._repository.pairs())
+        peers: dict[str, list[str]] = {}
+        for a, b, _route in pairs:
+            peers.setdefault(a, []).append(b)
+            peers.setdefault(b, []).append(a)
+        covered = {r.protection.vm_uuid for r in rows}
+        others = [e for e in self._repository.engines() if e.engine_id != self._engine.identity.engine_id]
+        alive = [e for e in others if now - e.heartbeat_at < LAPSED]
+        where = "here" if self._engine.active else ("service" if alive else "none")
+        alerts = self._engine.alerts()
+        return Snapshot(
+            at=now,
+            engine=where,
+            engine_seen_at=max((e.heartbeat_at for e in alive), default=None) if where != "here" else now,
+            sites=self._engine.sites.statuses(sites, peers),
+            pairs=pairs,
+            protections=rows,
+            unprotected=tuple(vm for vm in self._engine.sites.vms() if vm.vm_uuid not in covered),
+            banners=_banners(rows, where),
+            alerts=alerts,
+            tasks=_tasks(rows),
+            demo=self._demo,
+        )
+
+    def points(self, protection_id: str) -> Sequence[PointRow]:
+        """Cached recovery points, oldest first."""
+        return self._repository.points(protection_id)
+
+    def rpo_samples(self, protection_id: str, since: datetime) -> Sequence[RpoSample]:
+        """For the graph."""
+        return self._repository.rpo_samples(protection_id, since)
+
+    def cycles(self, protection_id: str, limit: int = 50) -> Sequence[CycleRecord]:
+        """Newest first."""
+        return self._repository.cycles(protection_id, limit)
+
+    def events(self, protection_id: str | None = None, limit: int = 200) -> Sequence[Event]:
+        """Newest first."""
+        return self._repository.events(protection_id, limit)
+
+    # --- sites --------------------------------------------------------------------------------------
+    def normalise_url(self, text: str) -> str:
+        """Pure. Raises InvalidRequest."""
+        return self._pairing.normalise_url(text)
+
+    def probe_site(self, url: str) -> SiteProbe:
+        """The first look, before any secret leaves."""
+        return self._pairing.probe(url)
+
+    def add_site(self, probe: SiteProbe, token: str, on_check: OnCheck) -> Site:
+        """Exchange the token, keep the console's own one in the keyring, learn and enrol keys."""
+        site = self._pairing.add_site(probe, token.strip(), on_check)
+        if any(s.name == site.name and s.site_id != site.site_id for s in self._repository.sites()):
+            site = site.model_copy(update={"name": f"{site.name} ({site.site_id[:4]})"})
+        self._repository.save_site(site)
+        self._gateway.drop(site.site_id)
+        self._note("site-paired", f"Paired with {site.name} ({site.api_url})", site_id=site.site_id)
+        self._engine.sites.look(site, inventory=True)
+        return site
+
+    def pair_sites(self, site_a: str, site_b: str, on_check: OnCheck) -> str:
+        """Both ways. Returns the route."""
+        if site_a == site_b:
+            raise InvalidRequest("A site cannot be paired with itself")
+        route = self._pairing.pair_sites(self._site(site_a), self._site(site_b), on_check)
+        self._repository.save_pair(site_a, site_b, route)
+        return route
+
+    def remove_site(self, site_id: str) -> None:
+        """Forget a site; refused while a protection uses it."""
+        site = self._site(site_id)
+        used = [p.vm_name for p in self._repository.protections() if site_id in {p.source_site, p.target_site}]
+        if used:
+            raise Conflict(
+                f"{site.name} is used by the protection of {', '.join(sorted(used))}", fix="Unprotect those first"
+            )
+        self._pairing.forget_site(site)
+        self._gateway.drop(site_id)
+        self._repository.remove_site(site_id)
+
+    def site_networks(self, site_id: str) -> Sequence[str]:
+        """libvirt networks at the site."""
+        return self._gateway.hypervisor(self._site(site_id)).networks()
+
+    # --- virtual machines ---------------------------------------------------------------------------
+    def vms(self, site_id: str) -> Sequence[VmStatus]:
+        """All VMs of a site, asked now."""
+        site = self._site(site_id)
+        return [vm_status(d, site) for d in self._gateway.hypervisor(site).domains()]
+
+    def preflight(self, request: ProtectRequest, on_check: OnCheck) -> Sequence[Check]:
+        """Everything that would stop the replica from being made or from starting."""
+        return preflight.run(
+            self._gateway, self._site(request.source_site), self._site(request.target_site), request, on_check
+        )
+
+    def protect(self, request: ProtectRequest) -> Sequence[Protection]:
+        """Begin to protect. The engine makes the replica with the first cycle."""
+        source, target = self._site(request.source_site), self._site(request.target_site)
+        if source.site_id == target.site_id:
+            raise InvalidRequest("Source and target must be different sites")
+        if not any({a, b} == {source.site_id, target.site_id} for a, b, _r in self._repository.pairs()):
+            raise InvalidRequest(f"{source.name} and {target.name} are not paired", fix="Pair them first")
+        covered = {p.vm_uuid: p for p in self._repository.protections()}
+        policy = policy_of(request)
+        made = []
+        hypervisor = self._gateway.hypervisor(source)
+        for vm_uuid in request.vm_uuids:
+            if vm_uuid in covered:
+                raise Conflict(f"“{covered[vm_uuid].vm_name}” is protected already")
+            domain = hypervisor.domain(vm_uuid)
+            vm = vm_status(domain, source)
+            if not vm.protectable:
+                fixes = " ".join(d.fix for d in vm.disks if d.kind == "refused" and d.fix)
+                raise NotReplicable(f"“{vm.name}” cannot be protected", why=vm.reason, fix=fixes)
+            protection = Protection(
+                protection_id=str(uuid.uuid4()),
+                vm_uuid=vm_uuid,
+                vm_name=domain.name,
+                source_site=source.site_id,
+                target_site=target.site_id,
+                policy=policy,
+                mappings=Mappings(networks=dict(request.networks)),
+                epoch_number=1,
+                epoch_owner=source.site_id,
+                created_at=self._clock.now(),
+            )
+            made.append(self._repository.save_protection(protection))
+            self._note("protected", f"“{domain.name}” is protected at {target.name}", protection.protection_id)
+        self._engine.wake()
+        return made
+
+    def unprotect(self, protection_id: str, *, delete_replica: bool) -> None:
+        """Stop protecting; the replica is kept unless asked otherwise."""
+        p = self._protection(protection_id)
+        self._engine.worker.cancel(protection_id)
+        records.update(self._repository, protection_id, lambda q: q.model_copy(update={"paused": True}))
+        if delete_replica:
+            self._ask("delete-replica", {"protection_id": protection_id}, VERB_DEADLINE_S)
+        self._forget_checkpoints(p)
+        self._repository.remove_protection(protection_id)
+        kept = "deleted" if delete_replica else "kept"
+        self._note("unprotected", f"“{p.vm_name}” is no longer protected; its replica was {kept}")
+
+    def _forget_checkpoints(self, p: Protection) -> None:
+        """Bitmaps cost the guest a little on every write: remove ours. An unreachable source keeps them."""
+        from vapor_desktop.engine.plan import ours
+
+        source = self._repository.site(p.source_site)
+        if source is None:
+            return
+        try:
+            hypervisor = self._gateway.hypervisor(source)
+            for name in hypervisor.checkpoints(p.vm_uuid):
+                if ours(p.protection_id, name):
+                    hypervisor.delete_checkpoint(p.vm_uuid, name)
+        except VaporError as error:
+            self._note("leftover", f"Checkpoints of “{p.vm_name}” stay at {source.name}: {error}")
+
+    def adopt_replicas(self, site_id: str) -> Sequence[Protection]:
+        """Protections as a target's manifests tell them: for a console that knows only that site."""
+        site = self._site(site_id)
+        known = {p.vm_uuid for p in self._repository.protections()}
+        adopted = []
+        for view in self._gateway.api(site).replicas():
+            m = view.manifest
+            if m.vm_uuid in known or m.target_site != site_id or not view.valid:
+                continue
+            protection = self._repository.save_protection(_from_manifest(m, self._clock.now()))
+            records.cache_manifest(self._repository, protection.protection_id, m)
+            adopted.append(protection)
+        return adopted
+
+    # --- replication ----------------------------------------------------------------------------------
+    def sync_now(self, protection_id: str, *, wait: bool = False) -> None:
+        """Start a cycle now. ``wait``: until it is done; raises what it failed with."""
+        p = self._protection(protection_id)
+        last = next(iter(self._repository.cycles(p.protection_id, 1)), None)
+        self._ask("sync", {"protection_id": protection_id}, VERB_DEADLINE_S)
+        if not wait:
+            return
+        deadline = self._clock.monotonic() + SYNC_DEADLINE_S
+        pause = threading.Event()
+        while self._clock.monotonic() < deadline:
+            now = next(iter(self._repository.cycles(p.protection_id, 1)), None)
+            if now is not None and now != last:
+                if now.outcome in {"point", "unchanged", "partial"}:
+                    return
+                if now.outcome == "failed":
+                    raise from_wire({"code": now.error_code, "what": now.error})
+            last = now
+            pause.wait(0.1)
+        raise Unexpected(f"The cycle of “{p.vm_name}” did not end within an hour")
+
+    def pause(self, protection_id: str) -> None:
+        """No more cycles until resumed; a running one is cancelled at its next chunk."""
+        self._protection(protection_id)
+
+        def change(p: Protection) -> Protection:
+            return records.to_phase(Phase.PAUSED)(p).model_copy(update={"paused": True})
+
+        records.update(self._repository, protection_id, change)
+        self._note("paused", "Replication paused", protection_id)
+
+    def resume(self, protection_id: str) -> None:
+        """Cycles again, the first one at once if it is due."""
+        p = self._protection(protection_id)
+        phase = Phase.PROTECTED if self._repository.points(p.protection_id) else Phase.INITIAL_SYNC
+
+        def change(q: Protection) -> Protection:
+            moved = records.to_phase(phase)(q) if q.phase is Phase.PAUSED else q
+            return moved.model_copy(update={"paused": False, "not_before": None})
+
+        records.update(self._repository, protection_id, change)
+        self._note("resumed", "Replication resumed", protection_id)
+        self._engine.wake()
+
+    def set_rpo_target(self, protection_id: str, rpo_target_s: int) -> None:
+        """Any whole number of seconds from 5 s to 24 h."""
+        _check_rpo(rpo_target_s)
+
+        def change(p: Protection) -> Protection:
+            return p.model_copy(update={"policy": p.policy.model_copy(update={"rpo_target_s": rpo_target_s})})
+
+        records.update(self._repository, protection_id, change)
+
+    def cancel(self, task_key: str) -> None:
+        """Cancel the cycle of that protection."""
+        self._ask("cancel", {"protection_id": task_key.removeprefix("cycle:")}, VERB_DEADLINE_S)
+
+    def pin(self, protection_id: str, seq: int, note: str) -> None:
+        """Keep a point whatever the retention says."""
+        self._ask("pin", {"protection_id": protection_id, "seq": seq, "note": note or "kept"}, VERB_DEADLINE_S)
+
+    def unpin(self, protection_id: str, seq: int) -> None:
+        """Let the user's pins go."""
+        self._ask("pin", {"protection_id": protection_id, "seq": seq, "note": None}, VERB_DEADLINE_S)
+
+    # --- recovery ---------------------------------------------------------------------------------------
+    def failover_preview(self, protection_id: str) -> FailoverPreview:
+        """What the sheet states before the button."""
+        return self._engine.recovery.preview(protection_id)
+
+    def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
+        """Emergency failover. Returns seconds from the call to running."""
+        args: dict[str, object] = {"protection_id": protection_id, "seq": seq, "reason": reason}
+        return float(str(self._ask("failover", args, VERB_DEADLINE_S)["running_after_s"]))
+
+    # --- helpers ------------------------------------------------------------------------------------------
+    def _ask(self, verb: str, args: dict[str, object], deadline_s: float) -> dict[str, object]:
+        """Ask whichever engine lives, through the database, and wait for its answer."""
+        command = self._repository.ask(verb, args, self._engine.identity.name)
+        self._engine.wake()
+        deadline = self._clock.monotonic() + deadline_s
+        pause = threading.Event()
+        while self._clock.monotonic() < deadline:
+            answer = self._repository.answer_of(command)
+            if answer is not None:
+                result, error = answer
+                if error is not None:
+                    raise from_wire(error)
+                return result or {}
+            pause.wait(0.02)
+        raise Unexpected(
+            f"No engine answered “{verb}” within {deadline_s:.0f} s", fix="Start the console or vapor-engine"
+        )
+
+    def _note(self, kind: str, text: str, protection_id: str | None = None, *, site_id: str | None = None) -> None:
+        records.note(self._repository, self._clock.now(), kind, text, protection_id=protection_id, site_id=site_id)
+
+    def _site(self, site_id: str) -> Site:
+        site = self._repository.site(site_id)
+        if site is None:
+            raise NotFound("That site is not paired with this console")
+        return site
+
+    def _protection(self, protection_id: str) -> Protection:
+        p = self._repository.protection(protection_id)
+        if p is None:
+            raise NotFound("That protection does not exist")
+        return p
+
+
+def policy_of(request: ProtectRequest) -> Policy:
+    """The policy that a request asks for. Raises InvalidRequest naming the limit."""
+    _check_rpo(request.rpo_target_s)
+    return Policy(
+        rpo_target_s=request.rpo_target_s,
+        retention=Retention(newest=request.newest, hourly=request.hourly, daily=request.daily),
+        bandwidth_bytes_s=request.bandwidth_bytes_s,
+        quiesce=Quiesce(request.quiesce),
+    )
+
+
+def _check_rpo(rpo_target_s: int) -> None:
+    if not RPO_MIN_S <= rpo_target_s <= RPO_MAX_S:
+        raise InvalidRequest(
+            f"An RPO target of {rpo_target_s} s is not possible", fix=f"Choose {RPO_MIN_S} s to {RPO_MAX_S // 3600} h"
+        )
+
+
+def _from_manifest(m: Manifest, now: datetime) -> Protection:
+    over = m.epoch.owner == m.target_site
+    return Protection(
+        protection_id=m.protection_id,
+        vm_uuid=m.vm_uuid,
+        vm_name=m.vm_name,
+        source_site=m.source_site,
+        target_site=m.target_site,
+        policy=m.policy,
+        mappings=m.mappings,
+        epoch_number=m.epoch.number,
+        epoch_owner=m.epoch.owner,
+        phase=Phase.FAILED_OVER if over else Phase.SOURCE_UNREACHABLE,
+        created_at=now,
+    )
+
+
+def _banners(rows: Sequence[ProtectionStatus], engine: str) -> tuple[Banner, ...]:
+    found = []
+    if engine == "none":
+        found.append(Banner("engine", Severity.CRITICAL, "No engine runs: nothing is replicated now"))
+    over = [r for r in rows if r.protection.phase is Phase.FAILED_OVER]
+    if over:
+        names = ", ".join(r.protection.vm_name for r in over[:3])
+        verb = "runs" if len(over) == 1 else "run"
+        text = f"{names} {verb} at the other site and {'is' if len(over) == 1 else 'are'} not protected"
+        found.append(Banner("failed-over", Severity.WARNING, text, "open-vm", over[0].key))
+    for r in rows:
+        found += [
+            Banner(f"warning:{r.key}:{text}", Severity.WARNING, f"{r.protection.vm_name}: {text}", "open-vm", r.key)
+            for text in r.protection.warnings
+        ]
+    return tuple(found)
+
+
+def _tasks(rows: Sequence[ProtectionStatus]) -> tuple[Task, ...]:
+    return tuple(
+        Task(
+            f"cycle:{r.key}",
+            f"{r.protection.phase.value.capitalize()}: {r.protection.vm_name}",
+            r.key,
+            r.cycle_started_at,
+            None,
+            r.progress,
+            None,
+        )
+        for r in rows
+        if r.cycle_started_at is not None
+    )
