@@ -338,10 +338,8 @@ def _tree(cls: type[VaporError]) -> dict[str, type[VaporError]]:
 def from_wire(data: dict[str, Any]) -> VaporError:
     """The error that ``to_wire`` wrote; an unknown code becomes ``Unexpected`` and keeps its words."""
     cls = _tree(VaporError).get(str(data.get("code", "")), Unexpected)
+    error = cls(str(data.get("what", "unknown error")), why=str(data.get("why", "")), fix=str(data.get("fix", "")))
     details = data.get("details")
-    return cls(
-        str(data.get("what", "unknown error")),
-        why=str(data.get("why", "")),
-        fix=str(data.get("fix", "")),
-        **(details if isinstance(details, dict) else {}),
-    )
+    if isinstance(details, dict):  # assigned, not passed: a peer may call a detail "why"
+        error.details = details
+    return error

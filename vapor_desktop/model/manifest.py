@@ -130,7 +130,8 @@ _Document = TypeVar("_Document", Point, Manifest)
 
 def _checksum(document: Point | Manifest) -> str:
     blank = document.model_copy(update={"checksum": ""})
-    return sha256(blank.model_dump_json().encode()).hexdigest()
+    # Fields at their default are left out: a field that a later version adds must not damage what exists.
+    return sha256(blank.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 def seal(document: _Document) -> _Document:

@@ -1,0 +1,65 @@
+"""What holds for every suite: no test reaches the session of the person who runs it, and none is skipped unseen."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Shared cores make single examples slow at random; a hang is caught by the suite's own timeout.
+settings.register_profile("vapor", deadline=None, print_blob=True)
+settings.load_profile("vapor")
+
+_XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
+_skipped: list[str] = []
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_user_directories() -> Iterator[None]:
+    """Settings, data, keyring files and sockets of a test run live in a directory of their own.
+
+    The directory's name is short: a unix socket's path may have 107 bytes.
+    """
+    before = {name: os.environ.get(name) for name in _XDG}
+    with tempfile.TemporaryDirectory(prefix="vapor-t-") as root:
+        for name in _XDG:
+            path = Path(root, name.removeprefix("XDG_").split("_")[0].lower())
+            path.mkdir(mode=0o700)
+            os.environ[name] = str(path)
+        yield
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember the skipped."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped.append(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Whole files may be skipped too."""
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """``./vapor test`` installs every tool, so there a skip means that something was not proven."""
+    if _skipped and os.environ.get("VAPOR_NO_SKIP") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why a run without a failed test failed."""
+    if _skipped and os.environ.get("VAPOR_NO_SKIP"):
+        terminalreporter.section("skipped tests count as failures here", red=True)
+        for nodeid in _skipped:
+            terminalreporter.line(nodeid)
