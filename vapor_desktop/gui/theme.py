@@ -1,0 +1,162 @@
+"""Fusion with our own palettes, and the colours of severity.
+
+``styleHints().setColorScheme`` does nothing on bare X11, so a switch that works everywhere sets the
+palette itself. Colours keep 4.5:1 contrast and stay apart for the colour-blind; none is used alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from PySide6.QtCore import QObject, Qt, Signal
+from PySide6.QtGui import QColor, QPalette
+from PySide6.QtWidgets import QApplication
+
+from vapor_desktop.model.states import Severity
+
+
+class Scheme(StrEnum):
+    """What the user asked for."""
+
+    SYSTEM = "system"
+    LIGHT = "light"
+    DARK = "dark"
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """One palette, as names of colours."""
+
+    window: str
+    base: str
+    alternate: str
+    button: str
+    text: str
+    dim: str
+    line: str
+    link: str
+    highlight: str
+    highlighted_text: str
+    severity: dict[Severity, str]
+    banner_warning: str
+    banner_critical: str
+    banner_info: str
+
+
+LIGHT = Colours(
+    window="#F3F4F6",
+    base="#FFFFFF",
+    alternate="#F8F9FB",
+    button="#FAFBFC",
+    text="#16191D",
+    dim="#5B626B",
+    line="#CDD2D8",
+    link="#005A9C",
+    highlight="#0B65A6",
+    highlighted_text="#FFFFFF",
+    severity={
+        Severity.IDLE: "#6B6F76",
+        Severity.OK: "#0072B2",
+        Severity.PROGRESS: "#000000",
+        Severity.WARNING: "#B35C00",
+        Severity.CRITICAL: "#A50026",
+    },
+    banner_warning="#FFF3D6",
+    banner_critical="#FFE1E1",
+    banner_info="#E3F0FA",
+)
+DARK = Colours(
+    window="#2A2E32",
+    base="#232629",
+    alternate="#282C30",
+    button="#33383D",
+    text="#EDEFF1",
+    dim="#A9B0B7",
+    line="#474D54",
+    link="#7CC4F2",
+    highlight="#1F6FA8",
+    highlighted_text="#FFFFFF",
+    severity={
+        Severity.IDLE: "#8A9097",
+        Severity.OK: "#56B4E9",
+        Severity.PROGRESS: "#FFFFFF",
+        Severity.WARNING: "#F0C000",
+        Severity.CRITICAL: "#FF5A4F",
+    },
+    banner_warning="#4A3D0C",
+    banner_critical="#532023",
+    banner_info="#1D3B50",
+)
+
+
+def _palette(c: Colours) -> QPalette:
+    palette = QPalette()
+    role = QPalette.ColorRole
+    for which, name in {
+        role.Window: c.window,
+        role.WindowText: c.text,
+        role.Base: c.base,
+        role.AlternateBase: c.alternate,
+        role.ToolTipBase: c.base,
+        role.ToolTipText: c.text,
+        role.Text: c.text,
+        role.Button: c.button,
+        role.ButtonText: c.text,
+        role.BrightText: c.severity[Severity.CRITICAL],
+        role.Link: c.link,
+        role.Highlight: c.highlight,
+        role.HighlightedText: c.highlighted_text,
+        role.PlaceholderText: c.dim,
+        role.Mid: c.line,
+        role.Midlight: c.line,
+        role.Dark: c.line,
+        role.Light: c.base,
+        role.Accent: c.highlight,
+    }.items():
+        palette.setColor(which, QColor(name))
+    for which in (role.Text, role.WindowText, role.ButtonText):
+        palette.setColor(QPalette.ColorGroup.Disabled, which, QColor(c.dim))
+    palette.setColor(QPalette.ColorGroup.Disabled, role.Highlight, QColor(c.line))
+    return palette
+
+
+class Theme(QObject):
+    """The palette in force.
+
+    Signals:
+        changed: after the palette was replaced; icons and charts are drawn anew.
+    """
+
+    changed = Signal()
+
+    def __init__(self, app: QApplication, scheme: Scheme = Scheme.SYSTEM) -> None:
+        super().__init__(app)
+        self._app = app
+        self.scheme = scheme
+        self.colours = LIGHT
+        app.setStyle("Fusion")
+        app.styleHints().colorSchemeChanged.connect(self._system_changed)
+        self.use(scheme)
+
+    @property
+    def dark(self) -> bool:
+        """Whether the dark palette is in force."""
+        return self.colours is DARK
+
+    def use(self, scheme: Scheme) -> None:
+        """Switch, now."""
+        self.scheme = scheme
+        system_dark = self._app.styleHints().colorScheme() is Qt.ColorScheme.Dark
+        dark = scheme is Scheme.DARK or (scheme is Scheme.SYSTEM and system_dark)
+        self.colours = DARK if dark else LIGHT
+        self._app.setPalette(_palette(self.colours))
+        self.changed.emit()
+
+    def severity(self, severity: Severity) -> QColor:
+        """The colour of a severity."""
+        return QColor(self.colours.severity[severity])
+
+    def _system_changed(self) -> None:
+        if self.scheme is Scheme.SYSTEM:
+            self.use(self.scheme)

@@ -1,0 +1,148 @@
+"""The verbs: one QAction each, the same in menu bar, tool bar and context menu; disabled ones say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PySide6.QtCore import QObject, Signal
+from PySide6.QtGui import QAction, QKeySequence
+
+from vapor_desktop.gui.icons import icon
+from vapor_desktop.gui.protection_columns import Row
+from vapor_desktop.gui.theme import Theme
+from vapor_desktop.model.states import Phase
+
+Reason = Callable[[Row], str]
+_GONE_OVER = {Phase.FAILED_OVER, Phase.PROVISIONAL, Phase.FAILING_OVER}
+
+
+def _protected(row: Row) -> str:
+    return "" if row.status else f"{row.name} is not protected"
+
+
+def no_sync(row: Row) -> str:
+    """Why a cycle cannot be asked for; "" when it can."""
+    if row.status is None:
+        return _protected(row)
+    if row.status.protection.phase in _GONE_OVER:
+        return f"{row.name} runs at {row.status.target_name}; there is nothing to send"
+    if row.status.cycle_started_at is not None:
+        return f"a cycle of {row.name} is running"
+    return f"{row.name} is paused" if row.status.protection.paused else ""
+
+
+def no_pause(row: Row) -> str:
+    """Why it cannot be paused."""
+    if row.status is None:
+        return _protected(row)
+    if row.status.protection.phase in _GONE_OVER:
+        return f"{row.name} has failed over"
+    return f"{row.name} is paused already" if row.status.protection.paused else ""
+
+
+def no_resume(row: Row) -> str:
+    """Why it cannot be resumed."""
+    if row.status is None:
+        return _protected(row)
+    return "" if row.status.protection.paused else f"{row.name} is not paused"
+
+
+def no_failover(row: Row) -> str:
+    """Why it cannot be failed over."""
+    if row.status is None:
+        return _protected(row)
+    if row.status.protection.phase in _GONE_OVER:
+        return f"{row.name} has failed over already"
+    return "" if row.status.point_count else f"{row.name} has no recovery point yet"
+
+
+def no_protect(row: Row) -> str:
+    """Why it cannot be protected."""
+    if row.status is not None:
+        return f"{row.name} is protected already"
+    return "" if row.vm is None or row.vm.protectable else f"{row.name}: {row.vm.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    key: str
+    text: str
+    icon: str
+    tip: str
+    reason: Reason
+    shortcut: str = ""
+    single: bool = False
+    empty: bool = False  # also without a selection
+
+
+_SPECS = (
+    _Spec("open", "&Details", "vm", "Open the VM's page", _protected, single=True),
+    _Spec("protect", "&Protect…", "protect", "Protect virtual machines", no_protect, "Ctrl+P", empty=True),
+    _Spec("sync", "&Sync now", "sync", "Make a recovery point now", no_sync, "Ctrl+Y"),
+    _Spec("pause", "Pa&use", "pause", "Stop replicating until resumed", no_pause),
+    _Spec("resume", "&Resume", "resume", "Replicate again", no_resume),
+    _Spec("unprotect", "U&nprotect…", "unprotect", "Stop protecting", _protected, "Del", single=True),
+    _Spec("failover", "&Fail over…", "failover", "Start the VM at the other site", no_failover, single=True),
+)
+
+
+class Verbs(QObject):
+    """All verbs on protections.
+
+    Signals:
+        asked: (verb key, rows it applies to, [(row, reason)] of the rows it skips).
+    """
+
+    asked = Signal(str, object, object)
+
+    def __init__(self, theme: Theme, parent: QObject) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self._rows: list[Row] = []
+        self.actions: dict[str, QAction] = {spec.key: self._make(spec) for spec in _SPECS}
+        theme.changed.connect(self._colour)
+        self._colour()
+        self.use([])
+
+    def __getitem__(self, key: str) -> QAction:
+        return self.actions[key]
+
+    def _make(self, spec: _Spec) -> QAction:
+        action = QAction(spec.text, self)
+        if spec.shortcut:
+            action.setShortcut(QKeySequence(spec.shortcut))
+        action.triggered.connect(lambda: self._ask(spec))
+        return action
+
+    def _colour(self) -> None:
+        for spec in _SPECS:
+            self.actions[spec.key].setIcon(
+                icon(spec.icon, self._theme.colours.text, disabled=self._theme.colours.dim)
+            )
+
+    def use(self, rows: Sequence[Row]) -> None:
+        """The selection the verbs speak of."""
+        self._rows = list(rows)
+        for spec in _SPECS:
+            why = self._why_not(spec)
+            self.actions[spec.key].setEnabled(not why)
+            keys = f" ({spec.shortcut})" if spec.shortcut else ""
+            tip = f"{spec.tip}{keys}" if not why else f"{spec.tip} — not now: {why}"
+            self.actions[spec.key].setToolTip(tip)
+            self.actions[spec.key].setStatusTip(tip)
+
+    def _why_not(self, spec: _Spec) -> str:
+        if spec.empty and not any(spec.reason(row) == "" for row in self._rows):
+            return ""  # the wizard lets one choose
+        if not self._rows:
+            return "choose a virtual machine first"
+        if spec.single and len(self._rows) > 1:
+            return "choose one virtual machine only"
+        reasons = [spec.reason(row) for row in self._rows]
+        return "" if "" in reasons else reasons[0]
+
+    def _ask(self, spec: _Spec) -> None:
+        judged = [(row, spec.reason(row)) for row in self._rows]
+        good = [row for row, why in judged if not why]
+        self.asked.emit(spec.key, good, [(row, why) for row, why in judged if why])
