@@ -142,6 +142,10 @@ class EngineBackend:
         """libvirt networks at the site."""
         return self._gateway.hypervisor(self._site(site_id)).networks()
 
+    def look(self, site_id: str) -> None:
+        """Look at a site now; what is seen is in the next snapshot."""
+        self._engine.sites.look(self._site(site_id), inventory=False)
+
     # --- virtual machines ---------------------------------------------------------------------------
     def vms(self, site_id: str) -> Sequence[VmStatus]:
         """All VMs of a site, asked now."""
@@ -251,6 +255,19 @@ class EngineBackend:
             last = now
             pause.wait(0.1)
         raise Unexpected(f"The cycle of “{p.vm_name}” did not end within an hour")
+
+    def wait_for_point(self, protection_id: str) -> None:
+        """Until the first recovery point is complete; raises what keeps it from being made (operator's to mend)."""
+        deadline = self._clock.monotonic() + SYNC_DEADLINE_S
+        pause = threading.Event()
+        while self._clock.monotonic() < deadline:
+            if self._repository.points(protection_id):
+                return
+            p = self._protection(protection_id)
+            if p.failures >= 3 and p.last_error:
+                raise from_wire({"code": p.last_error_code, "what": p.last_error})
+            pause.wait(0.1)
+        raise Unexpected("The first copy did not end within an hour")
 
     def pause(self, protection_id: str) -> None:
         """No more cycles until resumed; a running one is cancelled at its next chunk."""

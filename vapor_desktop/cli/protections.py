@@ -1,0 +1,308 @@
+"""Verbs about protections and recovery."""
+
+from __future__ import annotations
+
+import threading
+
+import click
+
+from vapor_desktop.cli import program
+from vapor_desktop.cli.output import Output, duration, json_option, size
+from vapor_desktop.engine.console import EngineBackend
+from vapor_desktop.model.errors import InvalidRequest, NotFound
+from vapor_desktop.model.view import ProtectionStatus, ProtectRequest
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+class Duration(click.ParamType):
+    """``10s``, ``15min``, ``1h`` or plain seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Seconds."""
+        text = str(value).strip().lower()
+        for unit in sorted(_UNITS, key=len, reverse=True):
+            if text.endswith(unit) and text[: -len(unit)].strip().isdigit():
+                return int(text[: -len(unit)]) * _UNITS[unit]
+        if text.isdigit():
+            return int(text)
+        return self.fail(f"“{value}” is not a duration; write 30s, 15min or 1h", param, ctx)
+
+
+def status_facts(r: ProtectionStatus) -> dict[str, object]:
+    """One protection for ``status --json``. ``rpo_now_s`` is null when unknown."""
+    return {
+        "vm": r.protection.vm_name,
+        "uuid": r.protection.vm_uuid,
+        "protection": r.key,
+        "state": r.protection.phase.value,
+        "status": r.status_text,
+        "rpo_target_s": r.protection.policy.rpo_target_s,
+        "rpo_now_s": None if r.rpo_now_s is None else round(r.rpo_now_s, 3),
+        "rpo": r.rpo_health.value,
+        "last_point": r.last_seq,
+        "last_point_taken_at": r.last_point_taken_at,
+        "current_as_of": r.current_as_of,
+        "points": r.point_count,
+        "source": r.source_name,
+        "target": r.target_name,
+        "route": r.route,
+        "epoch": r.protection.epoch_number,
+        "next_due_at": r.next_due_at,
+        "last_sent_bytes": r.last_sent_bytes,
+        "attainable_rpo_s": r.attainable_rpo_s,
+        "last_error": r.protection.last_error,
+        "last_error_code": r.protection.last_error_code,
+        "failures": r.protection.failures,
+    }
+
+
+def _print_status(out: Output, backend: EngineBackend) -> None:
+    rows = sorted(backend.snapshot().protections, key=lambda r: (-r.severity, r.protection.vm_name))
+    if out.as_json:
+        out.json([status_facts(r) for r in rows])
+        return
+    cells = [
+        (
+            r.protection.vm_name,
+            r.status_text,
+            duration(r.rpo_now_s),
+            duration(r.protection.policy.rpo_target_s),
+            "—" if r.last_seq is None else f"{r.last_seq}",
+            f"{r.point_count}",
+            size(r.last_sent_bytes),
+            f"{r.source_name} → {r.target_name}",
+        )
+        for r in rows
+    ]
+    columns = ("VM", "STATUS", "RPO NOW", "TARGET", "LAST POINT", "POINTS", "LAST SENT", "ROUTE")
+    out.table(columns, cells, "No VM is protected yet")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(out: Output) -> None:
+    """Every protection: state, RPO now against its target, newest recovery point."""
+    with program.reading() as backend:
+        _print_status(out, backend)
+
+
+@click.command()
+@click.option("--interval", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--count", type=int, default=0, help="Stop after this many looks (0: until interrupted).")
+@json_option
+@click.pass_obj
+def watch(out: Output, interval: float, count: int) -> None:
+    """Replicate (if no other engine runs) and show the status again and again."""
+    pause, shown = threading.Event(), 0
+    with program.acting() as backend:
+        while True:
+            if not out.as_json and out.console.is_terminal:
+                out.console.clear()
+            _print_status(out, backend)
+            shown += 1
+            if count and shown >= count:
+                return
+            pause.wait(interval)
+
+
+@click.command()
+@click.argument("vms", nargs=-1, required=True)
+@click.option("--from", "source", required=True, help="Source site.")
+@click.option("--to", "target", required=True, help="Target site.")
+@click.option("--rpo", type=Duration(), default="15min", show_default=True, help="RPO target, 5s to 24h.")
+@click.option("--map", "maps", multiple=True, metavar="SOURCE=TARGET", help="Network mapping; repeatable.")
+@click.option("--keep", nargs=3, type=int, default=(6, 6, 3), show_default=True, help="Newest, hourly, daily points.")
+@click.option("--limit", type=int, default=None, help="Bandwidth limit in bytes per second.")
+@click.option("--wait", is_flag=True, help="Until the first recovery point is complete.")
+@json_option
+@click.pass_obj
+def protect(
+    out: Output,
+    vms: tuple[str, ...],
+    source: str,
+    target: str,
+    rpo: int,
+    maps: tuple[str, ...],
+    keep: tuple[int, int, int],
+    limit: int | None,
+    wait: bool,
+) -> None:
+    """Protect VMS (names or UUIDs) of the source site at the target site."""
+    networks: dict[str, str] = {}
+    for pair in maps:
+        left, sep, right = pair.partition("=")
+        if not sep or not left or not right:
+            raise click.BadParameter(f"“{pair}” is not SOURCE=TARGET", param_hint="--map")
+        networks[left] = right
+    with program.acting() as backend:
+        a, b = program.find_site(backend, source), program.find_site(backend, target)
+        there = {v.name: v.vm_uuid for v in backend.vms(a.site_id)}
+        uuids = []
+        for vm in vms:
+            found = there.get(vm) or (vm if vm in there.values() else None)
+            if found is None:
+                raise NotFound(f"{a.name} has no VM “{vm}”", fix=f"It has: {', '.join(sorted(there)) or 'none'}")
+            uuids.append(found)
+        request = ProtectRequest(tuple(uuids), a.site_id, b.site_id, rpo, networks, *keep, bandwidth_bytes_s=limit)
+        checks = backend.preflight(request, out.check)
+        bad = [c for c in checks if c.state == "failed"]
+        if bad:
+            raise InvalidRequest(
+                "The preflight found what must be mended first",
+                why="; ".join(f"{c.title}: {c.text}" for c in bad),
+                fix=" ".join(c.fix for c in bad if c.fix),
+            )
+        made = backend.protect(request)
+        if wait:
+            for p in made:
+                backend.wait_for_point(p.protection_id)
+    names = ", ".join(p.vm_name for p in made)
+    out.say(f"Protected: {names}", protections=[p.protection_id for p in made])
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--delete-replica", is_flag=True, help="Also delete the recovery points at the target.")
+@click.option("--confirm", required=True, metavar="NAME", help="The VM's name again.")
+@json_option
+@click.pass_obj
+def unprotect(out: Output, vm: str, delete_replica: bool, confirm: str) -> None:
+    """Stop protecting VM. The replica is kept unless asked otherwise."""
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        _confirmed(row, confirm)
+        backend.unprotect(row.key, delete_replica=delete_replica)
+    out.say(f"{row.protection.vm_name} is no longer protected", vm=row.protection.vm_name)
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--wait", is_flag=True, help="Until the cycle is done.")
+@json_option
+@click.pass_obj
+def sync(out: Output, vm: str, wait: bool) -> None:
+    """Start a cycle of VM now."""
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        backend.sync_now(row.key, wait=wait)
+        row = program.find_protection(backend, vm)
+    out.say(f"{row.protection.vm_name}: {row.status_text}", **status_facts(row))
+
+
+@click.command()
+@click.argument("vm")
+@json_option
+@click.pass_obj
+def pause(out: Output, vm: str) -> None:
+    """No more cycles of VM until resumed."""
+    with program.reading() as backend:
+        row = program.find_protection(backend, vm)
+        backend.pause(row.key)
+    out.say(f"{row.protection.vm_name} is paused", vm=row.protection.vm_name)
+
+
+@click.command()
+@click.argument("vm")
+@json_option
+@click.pass_obj
+def resume(out: Output, vm: str) -> None:
+    """Cycles of VM again."""
+    with program.reading() as backend:
+        row = program.find_protection(backend, vm)
+        backend.resume(row.key)
+    out.say(f"{row.protection.vm_name} is resumed", vm=row.protection.vm_name)
+
+
+@click.command()
+@click.argument("vm")
+@json_option
+@click.pass_obj
+def points(out: Output, vm: str) -> None:
+    """The recovery points of VM, newest first."""
+    with program.reading() as backend:
+        row = program.find_protection(backend, vm)
+        rows = sorted(backend.points(row.key), key=lambda p: -p.seq)
+    if out.as_json:
+        out.json(
+            [
+                {
+                    "seq": p.seq,
+                    "taken_at": p.taken_at,
+                    "current_as_of": p.current_as_of,
+                    "consistency": p.consistency,
+                    "bytes_sent": p.bytes_sent,
+                    "pins": list(p.pins),
+                    "verified": p.verified,
+                    "proven_at": p.proven_at,
+                }
+                for p in rows
+            ]
+        )
+        return
+    cells = [
+        (
+            str(p.seq),
+            p.taken_at.astimezone().isoformat(sep=" ", timespec="seconds"),
+            p.consistency,
+            size(p.bytes_sent),
+            ", ".join(p.pins) or "—",
+            "yes" if p.verified else "NO",
+        )
+        for p in rows
+    ]
+    out.table(
+        ("POINT", "TAKEN", "CONSISTENCY", "SENT", "PINS", "DIGESTS OK"), cells, "There is no recovery point yet"
+    )
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--point", type=int, default=None, help="Recovery point; default: the newest.")
+@click.option("--reason", required=True, help="Why; kept in the history and at the target.")
+@click.option("--confirm", metavar="NAME", help="The VM's name again. Without it: only show what would happen.")
+@json_option
+@click.pass_obj
+def failover(out: Output, vm: str, point: int | None, reason: str, confirm: str | None) -> None:
+    """Emergency failover: bring VM up at its target from a recovery point. The source is not waited for."""
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        if confirm is None:
+            preview = backend.failover_preview(row.key)
+            if out.as_json:
+                out.json({"ok": False, "dry_run": True, "effects": preview.effects, "tried": preview.tried})
+            else:
+                for line in (*preview.tried, *preview.effects, *preview.blockers):
+                    click.echo(f"  {line}")
+            raise InvalidRequest("Nothing was done", fix=f"Add --confirm {row.protection.vm_name} to fail over")
+        _confirmed(row, confirm)
+        seconds = backend.failover(row.key, point, reason)
+        row = program.find_protection(backend, vm)
+    out.say(
+        f"{row.protection.vm_name} runs at {row.target_name} after {seconds:.1f} s (epoch {row.protection.epoch_number})",
+        running_after_s=seconds,
+        **status_facts(row),
+    )
+
+
+@click.command()
+@click.argument("site")
+@json_option
+@click.pass_obj
+def adopt(out: Output, site: str) -> None:
+    """Take over the protections that SITE's replicas tell of (for a console that knows only the target)."""
+    with program.reading() as backend:
+        made = backend.adopt_replicas(program.find_site(backend, site).site_id)
+    names = ", ".join(p.vm_name for p in made) or "nothing new"
+    out.say(f"Adopted: {names}", protections=[p.protection_id for p in made])
+
+
+def _confirmed(row: ProtectionStatus, confirm: str) -> None:
+    if confirm != row.protection.vm_name:
+        raise InvalidRequest(f"--confirm must be the VM's name, “{row.protection.vm_name}”")
+
+
+COMMANDS = (status, watch, protect, unprotect, sync, pause, resume, points, failover, adopt)
