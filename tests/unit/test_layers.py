@@ -39,7 +39,7 @@ QT = {"PySide6", "shiboken6", "pyqtgraph"}
 def _loaded_by(package: str, cwd: str | Path = "/") -> tuple[int, set[str]]:
     done = subprocess.run(
         [sys.executable, "-W", "error::SyntaxWarning", "-c", LOAD_ALL, package],
-        capture_output=True, text=True, timeout=120, cwd="/",
+        capture_output=True, text=True, timeout=120, cwd=cwd,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     count, roots = done.stdout.splitlines()

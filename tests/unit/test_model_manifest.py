@@ -172,4 +172,4 @@ def test_an_epoch_starts_at_one(number: int) -> None:
 
 def test_values_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValidationError):
-        manifest().next_seq = 7  # type: ignore[misc]
+        manifest().next_seq = 7
