@@ -53,6 +53,10 @@ class LibvirtHypervisor:
         """``<domainCapabilities>`` for that machine; HypervisorFailed when the host lacks it."""
         return self._inventory.domain_capabilities_xml(arch, machine, virt_type)
 
+    def versions(self) -> tuple[str, str]:
+        """(libvirt, QEMU) as "9.0.0"."""
+        return self._link.versions()
+
     def disk_errors(self, vm_uuid: str) -> Mapping[str, str]:
         """Disks whose errors paused the VM: target → "no-space" | "unspecified"."""
         return self._inventory.disk_errors(vm_uuid)

@@ -56,6 +56,11 @@ class Link:
         with self.call("Could not ask libvirt for its version"):
             return self._version
 
+    def versions(self) -> tuple[str, str]:
+        """(libvirt, QEMU) of the daemon as "9.0.0"."""
+        with self.call("Could not ask libvirt for its versions") as conn:
+            return _dotted(conn.getLibVersion()), _dotted(conn.getVersion())
+
     def close(self) -> None:
         """Close it; the next call opens it again."""
         with self._lock:
@@ -100,3 +105,7 @@ def _close(conn: Any) -> None:
         conn.close()
     except libvirt.libvirtError as error:  # already dead: nothing is left to close
         _log.debug("closing a dead libvirt connection: %s", error)
+
+
+def _dotted(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
