@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -87,13 +88,14 @@ class Guardian:
     def watch_freeze(self, vm_uuid: str, watch: WatchFreeze) -> None:
         """Arm the dead-man thaw."""
         freeze = FreezeWatch(watch, self._now_s() + watch.deadline_s)
+        self._not_before.pop((vm_file_name(vm_uuid), "freeze"), None)
         self._watches.change(vm_uuid, lambda old: replace(old, freeze=freeze))
         self._wake.set()
 
     def unwatch_freeze(self, vm_uuid: str) -> bool:
         """Disarm; True only when the deadline had not passed (else the point is crash-consistent)."""
         old = self._watches.change(vm_uuid, lambda old: replace(old, freeze=None)).freeze
-        return old is not None and not old.late and self._now_s() <= old.ends_s
+        return old is not None and not old.thawed and self._now_s() <= old.ends_s
 
     # --- the thread ----------------------------------------------------------------------------------
     def start(self) -> None:
@@ -111,26 +113,28 @@ class Guardian:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.tick()
+            try:
+                self.tick()
+            except OSError as error:
+                _log.error("the watches cannot be written: %s", error)
             self._wake.wait(self._pause_s())
             self._wake.clear()
 
     def _pause_s(self) -> float:
         """Until the next deadline, at most a second: a freeze is thawed on time."""
         now = self._now_s()
-        ends = [w.freeze.ends_s - now for w in self._watches.all().values() if w.freeze and not w.freeze.late]
-        return min([TICK_S, *(max(left, 0.02) for left in ends)])
+        ends = [w.freeze.ends_s - now for w in self._watches.all().values() if w.freeze]
+        return min([TICK_S, *(left + 0.005 for left in ends if left > 0)])
 
     def tick(self) -> None:
         """Look at every watch once; hand what is due to a worker."""
         now = self._now_s()
         for vm, watch in self._watches.all().items():
             if watch.freeze is not None and not watch.freeze.thawed and now > watch.freeze.ends_s:
-                self._watches.change(vm, _mark_late)
                 self._do(vm, "freeze", self._thaw)
             reason = self._job_reason(watch, now)
             if reason:
-                self._do(vm, "job", lambda name, why=reason: self._end_job(name, why))
+                self._do(vm, "job", partial(self._end_job, why=reason))
 
     def settle(self) -> None:
         """Wait for everything handed to workers so far."""
@@ -161,6 +165,7 @@ class Guardian:
             return
         self._not_before[key] = self._now_s() + RETRY_S
         self._busy[key] = self._workers.submit(self._act, vm, what, act)
+        self._busy[key].add_done_callback(_report)
 
     def _act(self, vm: str, what: str, act: Callable[[str], None]) -> None:
         try:
@@ -168,10 +173,11 @@ class Guardian:
         except DomainNotFound:
             _log.info("VM %s is gone; nothing to guard any more", vm)
             self._watches.change(vm, lambda _old: VmWatch())
-        except VaporError as error:
+        except (VaporError, OSError) as error:
             _log.error("guarding the %s of VM %s failed, will try again: %s", what, vm, error)
 
     def _thaw(self, vm: str) -> None:
+        """The guest first; that the point is late follows from the clock, on file or not."""
         if self._hypervisor.thaw(vm):
             self._events.add(event(vm, "thawed", "the freeze was not taken back before its deadline"))
         self._watches.change(vm, _mark_thawed)
@@ -209,9 +215,12 @@ class Guardian:
         )
 
 
-def _mark_late(old: VmWatch) -> VmWatch:
-    return replace(old, freeze=replace(old.freeze, late=True)) if old.freeze else old
-
-
 def _mark_thawed(old: VmWatch) -> VmWatch:
-    return replace(old, freeze=replace(old.freeze, late=True, thawed=True)) if old.freeze else old
+    return replace(old, freeze=replace(old.freeze, thawed=True)) if old.freeze else old
+
+
+def _report(future: Future[None]) -> None:
+    """An error that none of ours fits is a bug; it must not vanish with its worker."""
+    error = future.exception()
+    if error is not None:
+        _log.error("the guardian failed unexpectedly", exc_info=error)

@@ -30,11 +30,10 @@ class JobWatch:
 
 @dataclass(frozen=True, slots=True)
 class FreezeWatch:
-    """A watched freeze. ``late``: its deadline passed before it was taken back."""
+    """A watched freeze. ``thawed``: the guardian has thawed it, or looked and found nothing frozen."""
 
     watch: WatchFreeze
     ends_s: float
-    late: bool = False
     thawed: bool = False
 
 
@@ -76,7 +75,7 @@ class Watches:
             return self._all.get(vm_file_name(vm_uuid), VmWatch())
 
     def change(self, vm_uuid: str, how: Callable[[VmWatch], VmWatch]) -> VmWatch:
-        """Change one VM's watches; durable on return. Returns what they were before."""
+        """Change one VM's watches; durable on return. Returns what they were before. Raises OSError (not durable)."""
         vm = vm_file_name(vm_uuid)
         with self._lock:
             old = self._all.get(vm, VmWatch())
@@ -84,13 +83,14 @@ class Watches:
             if new == old:
                 return old
             path = make_dir(self._directory) / f"{vm}.json"
+            # Memory first: when the disk is full the guest is guarded all the same, and the caller is told.
             if new == VmWatch():
+                self._all.pop(vm, None)
                 path.unlink(missing_ok=True)
                 sync_dir(self._directory)
-                del self._all[vm]
             else:
-                write_json(path, _to_json(new))
                 self._all[vm] = new
+                write_json(path, _to_json(new))
             return old
 
 
@@ -103,7 +103,6 @@ def _to_json(value: VmWatch) -> dict[str, Any]:
         found["freeze"] = {
             "watch": freeze.watch.model_dump(mode="json"),
             "ends_s": freeze.ends_s,
-            "late": freeze.late,
             "thawed": freeze.thawed,
         }
     return found
@@ -121,5 +120,5 @@ def _from_json(value: dict[str, Any], now_s: float) -> VmWatch:
         item = value["freeze"]
         ends_s = float(item["ends_s"]) if same_boot else now_s
         watch_freeze = WatchFreeze.model_validate(item["watch"])
-        found = replace(found, freeze=FreezeWatch(watch_freeze, ends_s, bool(item["late"]), bool(item["thawed"])))
+        found = replace(found, freeze=FreezeWatch(watch_freeze, ends_s, bool(item["thawed"])))
     return found
