@@ -15,7 +15,7 @@ from vapor_desktop.model.view import ProtectionStatus, ProtectRequest
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in the stub
     """``10s``, ``15min``, ``1h`` or plain seconds."""
 
     name = "duration"
@@ -282,7 +282,7 @@ def failover(out: Output, vm: str, point: int | None, reason: str, confirm: str 
         seconds = backend.failover(row.key, point, reason)
         row = program.find_protection(backend, vm)
     out.say(
-        f"{row.protection.vm_name} runs at {row.target_name} after {seconds:.1f} s (epoch {row.protection.epoch_number})",
+        f"{row.protection.vm_name} runs at {row.target_name} after {seconds:.1f} s",
         running_after_s=seconds,
         **status_facts(row),
     )
