@@ -169,6 +169,7 @@ def _libvirt(site: SiteLayout, release: Path) -> None:
         status = source.stat()
         os.chown(target, status.st_uid, status.st_gid)
         target.chmod(status.st_mode & 0o7777)
+    (_inside(site, "/var/log/libvirt") / "qemu").mkdir()
     gid = group_id(site, "libvirt-qemu")
     for name in ("vapor", ".vapor-scratch"):
         directory = _inside(site, "/var/lib/libvirt/images") / name

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vapor_desktop.lab import hostfiles, network
+from vapor_desktop.lab import guests, hostfiles, network
+from vapor_desktop.lab.diary import DiaryReport
+from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.host import Host
 from vapor_desktop.lab.layout import (
     API_PORT,
@@ -40,6 +42,25 @@ class LabRecord:
     index: int
     releases: dict[str, str]
     site_service: bool
+
+
+@dataclass(frozen=True)
+class DiaryVerdict:
+    """The line a guest prints about its diary when it boots."""
+
+    last: int
+    gaps: int
+    torn: int
+    disks: int
+    skew: int
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """From the serial console's line."""
+        match = guests.VERDICT.search(line)
+        if match is None:
+            raise LabFailed(f"{line!r} is no verdict on a diary")
+        return cls(*(int(number) for number in match.groups()[1:]))
 
 
 class Site(Host):
@@ -77,6 +98,39 @@ class Site(Host):
         """What virsh says on this host, stripped."""
         return self.run(["virsh", "-q", "-c", "qemu:///system", *words], check=check).stdout.strip()
 
+    # --- guests ----------------------------------------------------------------------------------
+    def guest_shell(self, guest: str, script: str) -> str:
+        """Run a shell script in a guest through its agent; what it printed."""
+        return guests.guest_shell(self, guest, script)
+
+    def serial(self, guest: str) -> str:
+        """All that a guest has said on its serial console on this host."""
+        return guests.serial(self, guest)
+
+    def wait_serial(self, guest: str, pattern: str, *, timeout_s: float = 60.0, after: int = 0) -> str:
+        """Wait until the console matches past ``after`` characters (``len(site.serial(guest))``); the match."""
+        return guests.wait_for(self, guest, pattern, timeout_s=timeout_s, after=after)
+
+    def wait_boot(self, guest: str, *, timeout_s: float = 60.0, after: int = 0) -> DiaryVerdict:
+        """Wait until the guest has booted from its own disks and judged its diary."""
+        return DiaryVerdict.parse(self.wait_serial(guest, r"VAPOR-DIARY last=.*", timeout_s=timeout_s, after=after))
+
+    def disks_of(self, guest: str) -> list[str]:
+        """The guest's disk images in order, as this host names them."""
+        return guests.disk_files(self, guest)
+
+    def diary(self, guest_or_images: str | Sequence[str]) -> DiaryReport:
+        """Judge the diary of a guest's disks, or of image paths / NBD URIs true on this host, from outside.
+
+        A guest that writes meanwhile is a moving target: give exports, points, or stop it first.
+        """
+        images = guests.disk_files(self, guest_or_images) if isinstance(guest_or_images, str) else guest_or_images
+        return guests.read_diary(self, list(images))
+
+    def set_rates(self, guest: str, **rates: float) -> None:
+        """The diary's ``rate``, ``scratch``, ``zero``, ``discard`` per second, from now on; 0 pauses."""
+        guests.set_rate(self, guest, **rates)
+
     @property
     def link_state(self) -> network.LinkState:
         """The host's link as observed."""
@@ -108,8 +162,10 @@ class Lab:
             return None
 
     # --- life ------------------------------------------------------------------------------------
-    def up(self, *, release_b: str = "bookworm", site_service: bool = True) -> None:
-        """Bring both hosts up; returns when libvirt, sshd and the site service of both answer.
+    def up(
+        self, *, release_b: str = "bookworm", site_service: bool = True, guest_specs: Sequence[GuestSpec] = ()
+    ) -> None:
+        """Bring both hosts up; returns when libvirt, sshd and the site service of both answer and guests start.
 
         A lab that is (half) there is taken down first. When a step fails, everything is taken down again.
         """
@@ -131,6 +187,8 @@ class Lab:
             if site_service:
                 for site in self.sites.values():
                     site.start_site_service()
+            for spec in guest_specs:
+                self.add_guest(spec)
         except BaseException:
             self.down()
             raise
@@ -148,6 +206,10 @@ class Lab:
         network.remove(self.layout)
         if self.state.exists():
             shutil.rmtree(self.state)
+
+    def add_guest(self, spec: GuestSpec, *, start: bool = True) -> None:
+        """Build, define and (by default) start a guest on ``spec.site``; does not wait for its boot."""
+        guests.add(self.site(spec.site), spec, self.cache, start=start)
 
     @property
     def is_up(self) -> bool:
