@@ -78,7 +78,7 @@ class Link:
             ensure_event_loop()
             try:
                 conn = libvirt.open(self.uri)
-                conn.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+                _keep_alive(conn)
                 self._version = int(conn.getLibVersion())
             except libvirt.libvirtError as error:
                 raise translate(error, what, alive=False) from error
@@ -90,6 +90,14 @@ class Link:
             if self._conn is conn:
                 self._conn = None
         _close(conn)
+
+
+def _keep_alive(conn: Any) -> None:
+    try:
+        conn.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # a driver inside this process needs none
+            raise
 
 
 def _alive(conn: Any) -> bool:
