@@ -4,6 +4,7 @@
 #
 # The root is a directory; its mounts and processes live in namespaces of their own and end with this script. How
 # this machine reaches apt's and pip's sources (mirror, proxy, extra authorities) is copied at run time.
+# shellcheck disable=SC2016,SC2317 # text for dpkg, apt and the newcomer's shell; functions called in a new namespace
 set -euo pipefail
 
 release=${1:?"RELEASE, e.g. bookworm"}
@@ -18,7 +19,6 @@ trap 'rm -rf --one-file-system -- "$work"' EXIT
 # --- how this machine reaches its sources ------------------------------------------------------------------------
 mirror_of() { # LABEL DEFAULT: the Debian mirror that apt uses here
     local found
-    # shellcheck disable=SC2016 # apt fills these in
     found=$(apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
         sed -n "s/^Debian|$1|//p" | head -n 1)
     printf '%s' "${found:-$2}"
@@ -106,7 +106,7 @@ inside() {
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     for directory in $(local_indexes); do mount --bind -o ro "$directory" "$root$directory"; done
     # A login of the newcomer, who inherits nothing of this machine.
-    exec env -i TERM=dumb chroot "$root" runuser -l newcomer -c "cd vapor-desktop && $1"
+    env -i TERM=dumb PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" runuser -l newcomer -c "cd vapor-desktop && $1"
 }
 
 in_machine() {
