@@ -136,3 +136,7 @@ def _log_to_stderr() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
+
+
+if __name__ == "__main__":
+    sys.exit(desktop_main())

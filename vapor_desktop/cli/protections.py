@@ -59,7 +59,8 @@ def status_facts(r: ProtectionStatus) -> dict[str, object]:
     }
 
 
-def _print_status(out: Output, backend: EngineBackend) -> None:
+def print_status(out: Output, backend: EngineBackend) -> None:
+    """All protections, worst first."""
     rows = sorted(backend.snapshot().protections, key=lambda r: (-r.severity, r.protection.vm_name))
     if out.as_json:
         out.json([status_facts(r) for r in rows])
@@ -87,7 +88,7 @@ def _print_status(out: Output, backend: EngineBackend) -> None:
 def status(out: Output) -> None:
     """Every protection: state, RPO now against its target, newest recovery point."""
     with program.reading() as backend:
-        _print_status(out, backend)
+        print_status(out, backend)
 
 
 @click.command()
@@ -102,7 +103,7 @@ def watch(out: Output, interval: float, count: int) -> None:
         while True:
             if not out.as_json and out.console.is_terminal:
                 out.console.clear()
-            _print_status(out, backend)
+            print_status(out, backend)
             shown += 1
             if count and shown >= count:
                 return
