@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import click
 
+from vapor_desktop.lab.demo import demo
 from vapor_desktop.lab.guests import DEFAULT_GUESTS, FIRMWARES, GuestSpec, parse_spec
 from vapor_desktop.lab.lab import RELEASES, Lab
 from vapor_desktop.lab.processes import require_tools
@@ -197,6 +198,8 @@ def doctor() -> None:
     require_tools()
     click.echo("All tools of the lab are installed")
 
+
+main.add_command(demo)
 
 if __name__ == "__main__":
     main()
