@@ -1,0 +1,279 @@
+"""``engine.ports.SiteApi`` over HTTPS with a pinned certificate and a bearer token."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from vapor_desktop.model.errors import ApiVersionMismatch, NotFound, TokenExpired, TokenInvalid, TokenRevoked
+from vapor_desktop.model.manifest import Manifest, Point
+from vapor_desktop.model.rpo import ClockOffset
+from vapor_desktop.model.wire import (
+    API_VERSION,
+    CurrentAsOf,
+    EnrolConsole,
+    EnrolPeer,
+    GuardianEvent,
+    Health,
+    Identity,
+    Lease,
+    LeaseRequest,
+    MergeRequest,
+    PeerCheck,
+    PinRequest,
+    ReplicaCreate,
+    ReplicaView,
+    Run,
+    RunRequest,
+    SshInfo,
+    StorageRoot,
+    WatchFreeze,
+    WatchJob,
+    WriteGrant,
+)
+from vapor_desktop.transport.pinned import PinnedHttp
+
+_T = TypeVar("_T")
+# Above this the first measurement probably held the connection's making: ask once more, keep the better.
+_QUICK_S = 0.02
+
+
+def parsed(kind: Any, value: Any, place: str) -> Any:
+    """``value`` as ``kind``. Raises ApiVersionMismatch when it has another shape."""
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ApiVersionMismatch(
+            f"{place} answered in a shape that this program does not know",
+            why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+        ) from error
+
+
+class HttpSiteApi:
+    """One site's API. Thread-safe.
+
+    api_url: ``https://HOST:7770/api/v1``. token_provider is asked once, and again after the site refused
+    the token. Raises what ``PinnedHttp`` raises, and what the token provider raises (KeyringLocked …).
+    """
+
+    def __init__(self, api_url: str, cert_pem: str, token_provider: Callable[[], str]) -> None:
+        self._http = PinnedHttp(api_url, cert_pem)
+        self._provider = token_provider
+        self._token: str | None = None
+        self._lock = threading.Lock()
+
+    # --- what a site is -------------------------------------------------------------------------
+    def identity(self) -> tuple[Identity, float, float]:
+        """(identity, clock offset s, +- error s). Raises ApiVersionMismatch."""
+        identity, clock = self._measured()
+        if clock.error_s > _QUICK_S:
+            again, second = self._measured()
+            if second.error_s < clock.error_s:
+                identity, clock = again, second
+        if identity.api_version != API_VERSION:
+            raise ApiVersionMismatch(
+                f"{identity.name} speaks version {identity.api_version} of the API, this program {API_VERSION}"
+            )
+        return identity, clock.offset_s, clock.error_s
+
+    def _measured(self) -> tuple[Identity, ClockOffset]:
+        token = self._bearer()  # asked before the clock runs: the keyring may take its time
+        sent, began = datetime.now(UTC), time.monotonic()
+        answer = self._call("GET", "/identity", token=token)
+        received = sent + timedelta(seconds=time.monotonic() - began)
+        identity: Identity = self._parsed(Identity, answer)
+        return identity, ClockOffset.measure(sent, identity.now, received)
+
+    def health(self) -> Health:
+        """As the site's doctor found it."""
+        return self._get(Health, "/health")
+
+    def storage(self) -> Sequence[StorageRoot]:
+        """The replica roots."""
+        return self._get(tuple[StorageRoot, ...], "/storage")
+
+    # --- trust ----------------------------------------------------------------------------------
+    def ssh_info(self) -> SshInfo:
+        """How to reach and recognise the site's sshd."""
+        return self._get(SshInfo, "/ssh")
+
+    def enrol_console(self, console: EnrolConsole) -> None:
+        """Let this console's SSH key in."""
+        self._call("POST", "/enrolments/consoles", body=_json(console))
+
+    def enrol_peer(self, peer: EnrolPeer) -> None:
+        """Make the other site of a pair known to this one."""
+        self._call("POST", "/enrolments/peers", body=_json(peer))
+
+    def remove_peer(self, site_id: str) -> None:
+        """End the trust in a peer."""
+        self._call("DELETE", f"/enrolments/peers/{_seg(site_id)}")
+
+    def check_peer(self, site_id: str) -> PeerCheck:
+        """Can this site reach that peer over SSH?"""
+        return self._parsed(PeerCheck, self._call("POST", f"/enrolments/peers/{_seg(site_id)}/check", long=True))
+
+    def revoke_own_token(self) -> None:
+        """End this console's token at the site."""
+        self._call("DELETE", "/tokens/self")
+
+    # --- replicas -------------------------------------------------------------------------------
+    def replicas(self) -> Sequence[ReplicaView]:
+        """All replicas at this site."""
+        return self._get(tuple[ReplicaView, ...], "/replicas")
+
+    def replica(self, vm_uuid: str) -> ReplicaView:
+        """Raises NotFound."""
+        return self._get(ReplicaView, _replica(vm_uuid))
+
+    def create_replica(self, vm_uuid: str, request: ReplicaCreate) -> Manifest:
+        """Make the replica, or write its policy and mappings again."""
+        return self._send(Manifest, "PUT", _replica(vm_uuid), request)
+
+    def delete_replica(self, vm_uuid: str, grant: WriteGrant) -> None:
+        """Delete all its points."""
+        self._call("DELETE", _replica(vm_uuid), body=_json(grant), long=True)
+
+    def point(self, vm_uuid: str, seq: int) -> Point:
+        """One point, whole."""
+        return self._get(Point, _point(vm_uuid, seq))
+
+    def drop_point(self, vm_uuid: str, seq: int, grant: WriteGrant) -> Manifest:
+        """Merge the next point down into this one. May take long."""
+        return self._send(Manifest, "POST", f"{_point(vm_uuid, seq)}/drop", MergeRequest(grant=grant))
+
+    def pin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest:
+        """Keep this point from being merged."""
+        return self._send(Manifest, "POST", f"{_point(vm_uuid, seq)}/pins", PinRequest(grant=grant, pin=pin))
+
+    def unpin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest:
+        """Undo ``pin``."""
+        return self._send(Manifest, "DELETE", f"{_point(vm_uuid, seq)}/pins", PinRequest(grant=grant, pin=pin))
+
+    def discard_incoming(self, vm_uuid: str, grant: WriteGrant) -> None:
+        """Delete an unfinished point."""
+        self._call("DELETE", f"{_replica(vm_uuid)}/incoming", body=_json(grant), long=True)
+
+    def current_as_of(self, vm_uuid: str, request: CurrentAsOf) -> Manifest:
+        """The source was proven unchanged until then."""
+        return self._send(Manifest, "POST", f"{_replica(vm_uuid)}/current-as-of", request)
+
+    def run(self, vm_uuid: str, request: RunRequest) -> Run:
+        """Take the VM over."""
+        return self._send(Run, "POST", f"{_replica(vm_uuid)}/runs", request)
+
+    # --- leases ---------------------------------------------------------------------------------
+    def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease:
+        """Raises LeaseHeld naming the holder."""
+        return self._send(Lease, "POST", _lease(vm_uuid), request)
+
+    def renew_lease(self, vm_uuid: str, fence: int, ttl_s: float) -> Lease:
+        """Raises StaleLease."""
+        answer = self._call("PUT", f"{_lease(vm_uuid)}/{fence}", params={"ttl_s": repr(float(ttl_s))})
+        return self._parsed(Lease, answer)
+
+    def release_lease(self, vm_uuid: str, fence: int) -> None:
+        """Give it back."""
+        self._call("DELETE", f"{_lease(vm_uuid)}/{fence}")
+
+    def lease(self, vm_uuid: str) -> Lease | None:
+        """The living lease, None when there is none."""
+        try:
+            answer = self._call("GET", _lease(vm_uuid))
+        except NotFound:
+            return None
+        return None if answer is None else self._parsed(Lease, answer)
+
+    # --- guardian -------------------------------------------------------------------------------
+    def watch_job(self, vm_uuid: str, watch: WatchJob) -> None:
+        """Begin or renew the watch over a backup job."""
+        self._call("PUT", f"{_guardian(vm_uuid)}/job", body=_json(watch))
+
+    def unwatch_job(self, vm_uuid: str) -> None:
+        """The job has ended."""
+        self._call("DELETE", f"{_guardian(vm_uuid)}/job")
+
+    def watch_freeze(self, vm_uuid: str, watch: WatchFreeze) -> None:
+        """Arm the dead-man thaw."""
+        self._call("PUT", f"{_guardian(vm_uuid)}/freeze", body=_json(watch))
+
+    def unwatch_freeze(self, vm_uuid: str) -> bool:
+        """Disarm it; False when it had already thawed."""
+        answer = self._call("DELETE", f"{_guardian(vm_uuid)}/freeze")
+        in_time: dict[str, bool] = self._parsed(dict[str, bool], answer)
+        return in_time.get("in_time", False)
+
+    def guardian_events(self, since: datetime | None) -> Sequence[GuardianEvent]:
+        """What the guardian did by itself."""
+        params = {} if since is None else {"since": since.astimezone(UTC).isoformat()}
+        return self._parsed(tuple[GuardianEvent, ...], self._call("GET", "/guardian/events", params=params))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    # --- how ------------------------------------------------------------------------------------
+    def _bearer(self) -> str:
+        with self._lock:
+            if self._token is None:
+                self._token = self._provider()
+            return self._token
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: dict[str, str] | None = None,
+        long: bool = False,
+        token: str | None = None,
+    ) -> Any:
+        token = token or self._bearer()
+        try:
+            return self._http.request(method, path, token=token, body=body, params=params, long=long)
+        except (TokenInvalid, TokenExpired, TokenRevoked):
+            with self._lock:
+                self._token = None  # the site may have been paired again meanwhile
+            raise
+
+    def _get(self, kind: type[_T], path: str) -> _T:
+        return self._parsed(kind, self._call("GET", path))
+
+    def _send(self, kind: type[_T], method: str, path: str, body: BaseModel) -> _T:
+        return self._parsed(kind, self._call(method, path, body=_json(body), long=True))
+
+    def _parsed(self, kind: type[_T], answer: Any) -> _T:
+        value: _T = parsed(kind, answer, self._http.place)
+        return value
+
+
+def _json(value: BaseModel) -> Any:
+    return value.model_dump(mode="json")
+
+
+def _seg(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _replica(vm_uuid: str) -> str:
+    return f"/replicas/{_seg(vm_uuid)}"
+
+
+def _point(vm_uuid: str, seq: int) -> str:
+    return f"{_replica(vm_uuid)}/points/{seq}"
+
+
+def _lease(vm_uuid: str) -> str:
+    return f"/leases/{_seg(vm_uuid)}"
+
+
+def _guardian(vm_uuid: str) -> str:
+    return f"/guardian/{_seg(vm_uuid)}"
