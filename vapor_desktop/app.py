@@ -65,7 +65,7 @@ def build(kind: str, *, demo: bool = False) -> Program:
     secrets = default_secrets()
     gateway = Gateway(repository, secrets, LibvirtHypervisor)
     engine = Engine(repository, gateway, clock, new_identity(kind, clock))
-    pairing = SitePairing(repository, secrets, gateway)
+    pairing = SitePairing(secrets)
     return Program(engine, EngineBackend(engine, pairing, demo=demo))
 
 

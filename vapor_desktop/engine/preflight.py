@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vapor_desktop.engine.operations.failover import has_kvm
 from vapor_desktop.engine.ports import SiteGateway
 from vapor_desktop.engine.sitewatch import vm_status
+from vapor_desktop.model.domain_xml.preflight import Finding, preflight
+from vapor_desktop.model.domain_xml.target import build_target
 from vapor_desktop.model.domains import DomainView
-from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.eligibility import judge
+from vapor_desktop.model.errors import HypervisorFailed, VaporError
 from vapor_desktop.model.sites import Site
 from vapor_desktop.model.view import Check, ProtectRequest
 
@@ -44,17 +48,17 @@ def run(
             return Check("vms", "VMs", "warning", text, "Convert the disk to qcow2 for short RPO targets")
         return Check("vms", "VMs", "ok", f"{len(domains)} can be replicated")
 
-    def read_networks() -> Check:
-        there = set(gateway.hypervisor(target).networks())
-        wanted = {n: request.networks.get(n, n) for d in domains for n in d.networks}
-        missing = sorted(f"{s} → {t}" if s != t else s for s, t in wanted.items() if t not in there)
-        if missing:
-            fix = f"Map it to one of: {', '.join(sorted(there)) or 'none exist'}"
-            return Check(
-                "networks", "Networks", "failed", f"{target.name} has no network for {', '.join(missing)}", fix
-            )
-        text = ", ".join(f"{s} → {t}" for s, t in sorted(wanted.items()))
-        return Check("networks", "Networks", "ok", text or "no networks")
+    def read_fit() -> Check:
+        findings = [f for d in domains for f in _lacks(gateway, source, target, d, request)]
+        fixes = " ".join(dict.fromkeys(f.fix for f in findings if f.fix))
+        text = "; ".join(dict.fromkeys(f.what for f in findings))
+        title = f"What {target.name} needs to start them"
+        if any(f.blocking for f in findings):
+            there = ", ".join(gateway.hypervisor(target).networks()) or "none"
+            return Check("fit", title, "failed", text, f"{fixes} Networks there: {there}")
+        if findings:
+            return Check("fit", title, "warning", text, fixes)
+        return Check("fit", title, "ok", "networks, machine type, firmware, CPU, memory")
 
     def read_space() -> Check:
         roots = gateway.api(target).storage()
@@ -65,13 +69,6 @@ def run(
             return Check("space", "Space at the target", "failed", text, f"Free space below {target.replica_root}")
         return Check("space", "Space at the target", "ok", text)
 
-    def read_machine() -> Check:
-        hypervisor = gateway.hypervisor(target)
-        for vm in domains:
-            hypervisor.domain_capabilities_xml("x86_64", vm.machine, "qemu")
-        machines = ", ".join(sorted({vm.machine for vm in domains}))
-        return Check("machine", "Machine type", "ok", machines)
-
     def read_clock() -> Check:
         _identity, offset_s, error_s = gateway.api(target).identity()
         text = f"{offset_s:+.2f} s ± {error_s:.2f} s against this console"
@@ -80,8 +77,32 @@ def run(
         return Check("clock", "Clock at the target", "ok", text)
 
     step("vms", f"VMs at {source.name}", read_vms)
-    step("networks", f"Networks at {target.name}", read_networks)
     step("space", "Space at the target", read_space)
-    step("machine", "Machine type at the target", read_machine)
+    step("fit", f"What {target.name} needs to start them", read_fit)
     step("clock", "Clock at the target", read_clock)
     return done
+
+
+def _lacks(
+    gateway: SiteGateway, source: Site, target: Site, domain: DomainView, request: ProtectRequest
+) -> list[Finding]:
+    """What the target lacks for this VM, judged on the very XML that a failover would define there."""
+    there = gateway.hypervisor(target)
+    capabilities = there.capabilities_xml()
+    kvm = has_kvm(capabilities)
+    wanted = {v.target for v in judge(domain) if v.kind in {"delta", "compare"}}
+    built = build_target(
+        gateway.hypervisor(source).domain_xml(domain.vm_uuid),
+        disks={t: f"{target.replica_root}/{domain.vm_uuid}/{t}.qcow2" for t in wanted},
+        networks=request.networks,
+        nvram=f"{target.replica_root}/{domain.vm_uuid}/nvram.fd" if domain.nvram_path else None,
+        fresh_genid=True,
+        kvm=kvm,
+    )
+    try:
+        offers: str | None = there.domain_capabilities_xml("x86_64", domain.machine, "kvm" if kvm else "qemu")
+    except HypervisorFailed:
+        offers = None
+    return preflight(
+        built.xml, networks=there.networks(), capabilities_xml=capabilities, domain_capabilities_xml=offers
+    )

@@ -277,8 +277,4 @@ class ProtectionWorker:
 
 
 def _to_drop(manifest: Manifest, protection: Protection, clock: Clock) -> list[int]:
-    return retention.plan(
-        [p for p in manifest.points if not p.dead],
-        protection.policy.retention,
-        clock.now(),
-    )
+    return retention.plan([p for p in manifest.points if not p.dead], protection.policy.retention, clock.now())
