@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from vapor_desktop.engine.console import EngineBackend
+from vapor_desktop.engine.ports import Repository
 from vapor_desktop.engine.runtime import Engine, new_identity
 from vapor_desktop.model.errors import VaporError
 
@@ -54,19 +56,29 @@ def database_url() -> str:
 
 def build(kind: str, *, demo: bool = False) -> Program:
     """Open the database and wire the adapters. Raises VaporError."""
-    from vapor_desktop.hypervisor import LibvirtHypervisor
+    from vapor_desktop.hypervisor.connection import LibvirtHypervisor
     from vapor_desktop.store.repository import SqlRepository
-    from vapor_desktop.store.secrets import default_secrets
+    from vapor_desktop.store.secrets import FileSecrets, KeyringSecrets
     from vapor_desktop.transport.gateway import Gateway
     from vapor_desktop.transport.pairing import SitePairing
 
     clock = SystemClock()
     repository = SqlRepository(database_url())
-    secrets = default_secrets()
+    secrets = FileSecrets() if os.environ.get("CREDENTIALS_DIRECTORY") else KeyringSecrets()
     gateway = Gateway(repository, secrets, LibvirtHypervisor)
-    engine = Engine(repository, gateway, clock, new_identity(kind, clock))
-    pairing = SitePairing(secrets)
+    identity = new_identity(kind, clock)
+    engine = Engine(repository, gateway, clock, identity)
+    pairing = SitePairing(secrets, _console_id(repository), identity.name)
     return Program(engine, EngineBackend(engine, pairing, demo=demo))
+
+
+def _console_id(repository: Repository) -> str:
+    """This console's UUID, made on first use: what sites know it by."""
+    known = repository.setting("console-id")
+    if known is None:
+        known = str(uuid.uuid4())
+        repository.set_setting("console-id", known)
+    return known
 
 
 @contextmanager
