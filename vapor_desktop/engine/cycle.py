@@ -8,18 +8,18 @@ checkpoint -> retention. Whatever breaks, the guest is thawed and running, and t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.offline import OfflineImages
-from vapor_desktop.engine.plan import CyclePlan, plan_cycle
+from vapor_desktop.engine.plan import CyclePlan, ours, plan_cycle
 from vapor_desktop.engine.ports import Clock, Hypervisor, Mover, SiteApi
 from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
 from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import DomainBusy, NotFound, TransferCancelled, VaporError
-from vapor_desktop.model.manifest import Consistency, DiskMode, Manifest
+from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
 from vapor_desktop.model.policy import Quiesce
 from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.wire import (
@@ -30,6 +30,8 @@ from vapor_desktop.model.wire import (
     Progress,
     ReplicaCreate,
     ReplicaView,
+    Scrubbed,
+    ScrubSlice,
     Transfer,
     Transferred,
     WatchFreeze,
@@ -40,6 +42,8 @@ from vapor_desktop.model.wire import (
 JOB_TTL_S = 60.0
 FREEZE_DEADLINE_S = 20.0
 SOCKET_NAME = "vapor-r.sock"
+SCRUB_LEAST_BYTES = 4 << 20
+SCRUB_MOST_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
@@ -63,6 +67,13 @@ class Outcome:
     result: Transferred | None
     warnings: tuple[str, ...]
     source_power: str
+    scrubbed: Scrubbed | None = None
+
+    @property
+    def mismatch(self) -> bool:
+        """Did the scrub find data that differs from its digest, on either side?"""
+        found = self.scrubbed
+        return found is not None and any((*found.source_mismatch.values(), *found.target_mismatch.values()))
 
 
 @dataclass(slots=True)
@@ -79,6 +90,7 @@ class CycleContext:
     scratch_dir: str
     scratch_reserve_bytes: int
     target_offset_s: float  # the target's clock minus ours
+    compare_all: bool = False  # the scrub found a difference: trust no bitmap this time
     hooks: Hooks = field(default_factory=Hooks)
 
 
@@ -131,8 +143,6 @@ class Cycle:
         )
 
     def _grant(self, lease: HeldLease, manifest: Manifest | None) -> WriteGrant:
-        from vapor_desktop.model.manifest import Epoch
-
         if manifest is None:
             epoch = Epoch(number=self._p.epoch_number, owner=self._p.source_site)
             return WriteGrant(fence=lease.fence, epoch=epoch, source_site=self._p.source_site, parent_seq=None)
@@ -160,19 +170,13 @@ class Cycle:
     def _plan(self, view: ReplicaView, domain: DomainView, lease: HeldLease) -> CyclePlan:
         c = self._c
         verdicts = judge(domain)
-        offline = OfflineImages(c.mover, domain)
-        valid = (
-            (lambda name, disks: c.hypervisor.checkpoint_valid(self._vm, name, disks))
-            if domain.live_id is not None
-            else offline.bitmap_valid
-        )
         plan = plan_cycle(
             manifest=view.manifest,
             incoming=view.incoming,
             domain=domain,
             verdicts=verdicts,
             checkpoints=c.hypervisor.checkpoints(self._vm),
-            valid=valid,
+            valid=lambda name, disks: self._valid(domain, name, disks),
         )
         if domain.live_id is not None:
             for name in plan.stale_checkpoints:
@@ -182,6 +186,13 @@ class Cycle:
         if domain.has_tpm and domain.tpm_dir is None:
             self._warnings.append("not fully protected: its TPM's state cannot be read")
         return plan
+
+    def _valid(self, domain: DomainView, checkpoint: str, targets: Sequence[str]) -> bool:
+        if self._c.compare_all:
+            return False
+        if domain.live_id is not None:
+            return self._c.hypervisor.checkpoint_valid(self._vm, checkpoint, targets)
+        return OfflineImages(self._c.mover, domain).bitmap_valid(checkpoint, targets)
 
     # --- a running VM --------------------------------------------------------------------------------
     def _live(self, plan: CyclePlan, manifest: Manifest, domain: DomainView, lease: HeldLease) -> Outcome:
@@ -226,11 +237,12 @@ class Cycle:
         after = result.manifest or manifest
         if result.empty:
             after = self._still_current(after, taken_at, lease)
+        scrubbed = self._scrub(after, disks, lease) if result.published or result.empty else None
         c.hooks.before_job_end(after, job.socket_path)
         c.hypervisor.end_backup(self._vm)
         c.source_api.unwatch_job(self._vm)
         self._drop_checkpoints(manifest, job.checkpoint, result)
-        return self._outcome(plan, after, result, domain)
+        return self._outcome(plan, after, result, domain, scrubbed)
 
     def _begin(self, plan: CyclePlan, freeze: bool) -> tuple[BackupJob, Consistency]:
         c = self._c
@@ -283,8 +295,6 @@ class Cycle:
             return
         kept = result.manifest.newest.checkpoint if result.manifest and result.manifest.newest else None
         for name in hv.checkpoints(self._vm):
-            from vapor_desktop.engine.plan import ours
-
             if ours(before.protection_id, name) and name != kept:
                 hv.delete_checkpoint(self._vm, name)
 
@@ -314,8 +324,9 @@ class Cycle:
             after = self._still_current(after, taken_at, lease)
         elif result.published and checkpoint is not None and still_off:
             images.forget_sent(checkpoint, before)
+        scrubbed = self._scrub(after, disks, lease) if still_off and (result.published or result.empty) else None
         c.hooks.before_job_end(after, None)
-        return self._outcome(plan, after, result, domain)
+        return self._outcome(plan, after, result, domain, scrubbed)
 
     # --- both --------------------------------------------------------------------------------------------
     def _draft(
@@ -366,6 +377,27 @@ class Cycle:
             raise TransferCancelled(f"The cycle of “{self._p.vm_name}” was cancelled")
         return self._c.mover.transfer(request, hooks.on_progress, lambda: hooks.cancelled() or lease.lost())
 
+    def _scrub(self, manifest: Manifest, disks: tuple[DiskTransfer, ...], lease: HeldLease) -> Scrubbed | None:
+        """Compare a slice of source and newest point; a whole pass takes the policy's days (DESIGN §5 Digests).
+
+        Its failure is no failure of the cycle: the point is complete. A mismatch is, and is told.
+        """
+        policy = self._p.policy
+        total = sum(d.size_bytes for d in disks)
+        share = total * policy.rpo_target_s / (policy.scrub_days * 86400)
+        request = ScrubSlice(
+            vm_uuid=self._vm,
+            peer_site=self._p.target_site,
+            grant=self._grant(lease, manifest),
+            disks=disks,
+            budget_bytes=int(min(max(share, SCRUB_LEAST_BYTES), SCRUB_MOST_BYTES)),
+        )
+        try:
+            return self._c.mover.scrub(request, self._c.hooks.cancelled)
+        except VaporError as error:
+            self._warnings.append(f"the scrub could not run: {error.what}")
+            return None
+
     def _still_current(self, manifest: Manifest, at: datetime, lease: HeldLease) -> Manifest:
         newest = manifest.newest
         if newest is None:
@@ -373,7 +405,9 @@ class Cycle:
         request = CurrentAsOf(grant=self._grant(lease, manifest), seq=newest.seq, at=at)
         return self._c.target_api.current_as_of(self._vm, request)
 
-    def _outcome(self, plan: CyclePlan, after: Manifest, result: Transferred, domain: DomainView) -> Outcome:
+    def _outcome(
+        self, plan: CyclePlan, after: Manifest, result: Transferred, domain: DomainView, scrubbed: Scrubbed | None
+    ) -> Outcome:
         return Outcome(
             manifest=after,
             seq=result.seq if result.published else None,
@@ -382,6 +416,7 @@ class Cycle:
             result=result,
             warnings=tuple(self._warnings),
             source_power=domain.state,
+            scrubbed=scrubbed,
         )
 
 
