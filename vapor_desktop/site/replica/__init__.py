@@ -4,12 +4,11 @@ Used by several processes at once (API, receivers): every change happens under t
 and starts by reading the manifest again. Layout: ``docs/protocols.md``; rules: every verb's docstring.
 """
 
-from vapor_desktop.site.replica.digests import BLOCK_BYTES, DIGEST_BYTES, DigestTable, block_digest, zero_digest
+from vapor_desktop.site.replica.digests import DIGEST_BYTES, DigestTable, block_digest, zero_digest
 from vapor_desktop.site.replica.incoming import Incoming
 from vapor_desktop.site.replica.store import ReplicaStore
 
 __all__ = [
-    "BLOCK_BYTES",
     "DIGEST_BYTES",
     "DigestTable",
     "Incoming",

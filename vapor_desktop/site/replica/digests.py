@@ -14,6 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from vapor_desktop.model.extents import BLOCK_BYTES
+from vapor_desktop.site.replica.files import open_made
 
 DIGEST_BYTES = 16
 UNKNOWN = bytes(DIGEST_BYTES)
@@ -77,7 +78,7 @@ class DigestTable:
 
     def write(self, first_block: int, digests: bytes) -> None:
         """Put slots; durable after ``sync``."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
+        fd = open_made(self.path, os.O_RDWR)
         try:
             os.pwrite(fd, digests, first_block * DIGEST_BYTES)
         finally:

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointDisk
-from vapor_desktop.model.wire import CurrentAsOf, PointDraft, ReplicaCreate, ReplicaView, Run, RunRequest, WriteGrant
-from vapor_desktop.site.replica.digests import DigestTable
-from vapor_desktop.site.replica.incoming import Incoming
+from vapor_desktop.model.errors import (
+    Conflict,
+    InvalidRequest,
+    ManifestInvalid,
+    NotFound,
+    ParentMoved,
+    PointPinned,
+)
+from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointDisk, PointEntry
+from vapor_desktop.model.wire import (
+    CurrentAsOf,
+    IncomingView,
+    PointDraft,
+    ReplicaCreate,
+    ReplicaView,
+    Run,
+    RunRequest,
+    WriteGrant,
+)
+from vapor_desktop.site.replica import grants, index, merge, opening, publish, recover, references, removal, runs
+from vapor_desktop.site.replica import record as records
+from vapor_desktop.site.replica.digests import UNKNOWN, DigestTable
+from vapor_desktop.site.replica.files import FileLock, locked, make_dir, write_durable
+from vapor_desktop.site.replica.incoming import Incoming, discard
+from vapor_desktop.site.replica.layout import POINT_FILES, Layout, check_vm
+from vapor_desktop.site.replica.references import References
+from vapor_desktop.site.replica.space import check_space, used_bytes
+
+_BUSY_WAIT_S = 5.0
+_CLOCK_NOISE = timedelta(seconds=10)
 
 
 class ReplicaStore:
@@ -26,43 +54,149 @@ class ReplicaStore:
         reserve_bytes: int,
         in_use: Callable[[], Iterable[Path]] = tuple,
     ) -> None:
-        raise NotImplementedError
+        self._roots = [root.resolve() for root in roots]
+        self._site_id = site_id
+        self._check_lease = check_lease
+        self._reserve_bytes = reserve_bytes
+        self._in_use = in_use
 
+    # --- reading: no lock, the manifest is replaced whole ------------------------------------------
     def list(self) -> list[ReplicaView]:
         """Every replica, broken ones too (valid False, trouble says why)."""
-        raise NotImplementedError
+        views = []
+        for root in self._roots:
+            for top in sorted(root.iterdir()) if root.is_dir() else ():
+                try:
+                    if top.is_dir() and not top.is_symlink() and check_vm(top.name) == top.name:
+                        views.append(self.view(top.name))
+                except (NotFound, InvalidRequest):
+                    continue  # another's directory, or one just made or deleted
+        return views
 
     def view(self, vm: str) -> ReplicaView:
         """One replica. Raises NotFound."""
-        raise NotImplementedError
+        layout, trouble = self._layout(vm), None
+        try:
+            manifest = self._load(layout)
+        except ManifestInvalid as error:
+            trouble = error.to_wire()
+            try:
+                manifest = recover.candidate(layout)
+            except ManifestInvalid:
+                manifest = recover.nothing_known(layout)
+        return ReplicaView(
+            manifest=manifest,
+            root=str(layout.root),
+            used_bytes=used_bytes(layout.top),
+            incoming=_unfinished_view(layout),
+            files_in_chain=self.files_in_chain(vm),
+            valid=trouble is None,
+            trouble=trouble,
+        )
+
+    def files_in_chain(self, vm: str) -> int:
+        """Files of the replica's deepest chain: points, incoming, drill and run overlays counted."""
+        layout = self._layout(vm)
+        refs = references.scan([layout.top])
+        tops = [child for child, _ in refs.backings]
+        alone = 1 if layout.disks.is_dir() and any(layout.disks.iterdir()) else 0
+        return max([alone, *(refs.depth(top) for top in tops)])
 
     def manifest(self, vm: str) -> Manifest:
         """Raises NotFound, ManifestInvalid."""
-        raise NotImplementedError
-
-    def create(self, vm: str, request: ReplicaCreate) -> Manifest:
-        """Make the replica, or write name, policy and mappings again."""
-        raise NotImplementedError
-
-    def delete(self, vm: str, grant: WriteGrant) -> None:
-        """Raises PointPinned while something runs on it or hangs on it."""
-        raise NotImplementedError
+        return self._load(self._layout(vm))
 
     def point(self, vm: str, seq: int) -> Point:
         """Raises NotFound."""
-        raise NotImplementedError
+        layout, _ = self._entry(vm, seq)
+        return index.load_point(layout, seq)
 
     def point_file(self, vm: str, seq: int, name: str) -> Path:
         """``domain.xml`` or ``nvram.fd`` of a living point. Raises NotFound."""
-        raise NotImplementedError
+        layout, _ = self._entry(vm, seq)
+        path = layout.point(seq) / name
+        if name not in POINT_FILES or not path.is_file():
+            raise NotFound(f"Recovery point {seq} has no {name}")
+        return path
 
     def disk_path(self, vm: str, seq: int, disk: str) -> Path:
         """The qcow2 file that a living point's disk is read through (read only!). Raises NotFound."""
-        raise NotImplementedError
+        layout, entry = self._entry(vm, seq)
+        if disk not in entry.files:
+            raise NotFound(f"Recovery point {seq} has no disk {disk}")
+        return layout.disks / entry.files[disk]
 
+    def digests(self, vm: str, disk: str) -> DigestTable:
+        """The table of the newest point."""
+        with self._locked(vm) as layout:
+            manifest = self._load(layout)
+            publish.settle(layout, manifest)
+            size = manifest.newest.sizes.get(disk) if manifest.newest else None
+            if size is None:
+                raise NotFound(f"The newest point of VM {manifest.vm_name} holds no disk {disk}")
+            return DigestTable(layout.table(disk), size)
+
+    # --- the replica itself --------------------------------------------------------------------------
+    def create(self, vm: str, request: ReplicaCreate) -> Manifest:
+        """Make the replica, or write name, policy and mappings again."""
+        vm = check_vm(vm)
+        if request.target_site != self._site_id:
+            raise InvalidRequest("This site is not the target of that replica")
+        wished = request.mappings.replica_root
+        root = self._roots[0] if wished is None else Path(wished).resolve()
+        if root not in self._roots:
+            raise InvalidRequest(f"{wished} is not a replica root of this site")
+        try:
+            layout = self._layout(vm)
+        except NotFound:
+            layout = Layout(root, vm)
+            make_dir(layout.top)
+        with locked(layout.lock):
+            try:
+                manifest = self._load(layout)
+            except NotFound:
+                return self._create(layout, request)
+            grants.check_grant(manifest, request.grant, self._check_lease)
+            if request.protection_id != manifest.protection_id:
+                raise Conflict(f"The replica of VM {manifest.vm_name} belongs to another protection")
+            if wished is not None and root != layout.root:
+                raise Conflict(f"The replica of VM {manifest.vm_name} is in {layout.root} already")
+            update = {"vm_name": request.vm_name, "policy": request.policy, "mappings": request.mappings}
+            return index.save(layout, manifest, manifest.model_copy(update=update))
+
+    def _create(self, layout: Layout, request: ReplicaCreate) -> Manifest:
+        self._check_lease(layout.vm, request.grant.fence)
+        if request.grant.parent_seq is not None:
+            raise ParentMoved(f"There is no replica of VM {request.vm_name} here")
+        check_space(layout.root, 0, self._reserve_bytes)
+        for part in (layout.disks, layout.incoming, layout.points, layout.digests, layout.runs):
+            make_dir(part)
+        manifest = Manifest(
+            vm_uuid=layout.vm,
+            vm_name=request.vm_name,
+            protection_id=request.protection_id,
+            source_site=request.grant.source_site,
+            target_site=self._site_id,
+            epoch=request.grant.epoch,
+            policy=request.policy,
+            mappings=request.mappings,
+        )
+        return index.save(layout, None, manifest)
+
+    def delete(self, vm: str, grant: WriteGrant) -> None:
+        """Raises PointPinned while something runs on it or hangs on it, Conflict if foreign files lie in it."""
+        with self._both(vm) as layout:
+            if not removal.is_begun(layout):
+                manifest = self._granted(layout, grant)
+                runs.clear(layout, manifest, self._scan())
+                removal.check_deletable(layout, manifest, self._scan())
+                removal.begin(layout)
+            removal.complete(layout)
+
+    # --- a new point -------------------------------------------------------------------------------
     def check_grant(self, manifest: Manifest, grant: WriteGrant) -> None:
         """Raises StaleLease, EpochMoved, ParentMoved."""
-        raise NotImplementedError
+        grants.check_grant(manifest, grant, self._check_lease)
 
     def open_incoming(
         self,
@@ -76,10 +210,24 @@ class ReplicaStore:
     ) -> Incoming:
         """New overlays on the newest point, or the kept incoming (resume; look at Incoming.resumed).
 
-        seq: manifest.next_seq, or the kept incoming's. Without ``resume`` a kept incoming is discarded.
+        seq: manifest.next_seq, or the kept incoming's (a kept one takes the new number). Without ``resume``
+        a kept incoming is discarded. Waits for a merge in flight, and 5 s for another receiver to let go.
         Raises DiskShrunk, ReplicaFull, Conflict (another receiver still holds it), StaleLease, …
         """
-        raise NotImplementedError
+        end = time.monotonic() + _BUSY_WAIT_S
+        while True:
+            try:
+                with self._both(vm) as layout:
+                    manifest = self._granted(layout, grant)
+                    check_space(layout.root, need_bytes, self._reserve_bytes)
+                    return opening.open_incoming(
+                        layout, manifest, seq, disks, checkpoint, resume, self._reserve_bytes
+                    )
+            except opening.StillBusy as busy:
+                other = FileLock(busy.directory / records.BUSY)
+                if not other.acquire(max(0.0, end - time.monotonic())):
+                    raise Conflict("Another receiver still holds the unfinished point") from busy
+                other.release()
 
     def publish(
         self,
@@ -92,55 +240,268 @@ class ReplicaStore:
         duration_s: float = 0.0,
         wire_bytes: int = 0,
     ) -> Manifest:
-        """Make the point exist. Close NBD exports before. ``blobs``: {"nvram.fd": …}. Idempotent."""
-        raise NotImplementedError
+        """Make the point exist. Close NBD exports before. ``blobs``: {"nvram": …, "tpm": …}. Idempotent.
 
-    def digests(self, vm: str, disk: str) -> DigestTable:
-        """The table of the newest point."""
-        raise NotImplementedError
+        Raises ProtocolError when not everything wanted was received (or lacks digests), DigestMismatch
+        when a PointDisk's digest is not the table's, StaleLease, EpochMoved, ParentMoved.
+        """
+        with self._locked(vm) as layout:
+            manifest = self._load(layout)
+            done = manifest.entry(incoming.seq)
+            if done is not None:
+                if done.checkpoint == draft.checkpoint and done.taken_at == draft.taken_at:
+                    return manifest
+                raise Conflict(f"Recovery point {incoming.seq} exists already and is another")
+            manifest = self._granted(layout, grant)
+            return publish.publish(layout, manifest, incoming, draft, disks, blobs, duration_s, wire_bytes)
 
-    def drop(self, vm: str, seq: int, grant: WriteGrant) -> Manifest:
-        """Forget a point by merging the next one down. Raises PointPinned, Conflict, ImageToolFailed."""
-        raise NotImplementedError
+    def discard_incoming(self, vm: str, grant: WriteGrant) -> None:
+        """Delete what is unfinished; a receiver that still writes is refused from then on."""
+        with self._locked(vm) as layout:
+            self._granted(layout, grant)
+            for seq, _, record in records.unfinished(layout):
+                discard(layout, seq, record)
 
+    # --- what is known of points -------------------------------------------------------------------
     def pin(self, vm: str, seq: int, grant: WriteGrant, pin: str) -> Manifest:
         """Pins are ``user:NOTE``, ``drill:ID``. Idempotent."""
-        raise NotImplementedError
+        if not pin.startswith(("user:", "drill:")):
+            raise InvalidRequest("A pin is user:NOTE or drill:ID")
+        return self._change(
+            vm, seq, grant, lambda e: e if pin in e.pins else e.model_copy(update={"pins": (*e.pins, pin)})
+        )
 
     def unpin(self, vm: str, seq: int, grant: WriteGrant, pin: str) -> Manifest:
-        """Idempotent."""
-        raise NotImplementedError
+        """Idempotent. The pin of a run is not taken off this way."""
+        if not pin.startswith(("user:", "drill:")):
+            raise InvalidRequest("A pin is user:NOTE or drill:ID")
+        return self._change(
+            vm, seq, grant, lambda e: e.model_copy(update={"pins": tuple(p for p in e.pins if p != pin)})
+        )
 
     def current_as_of(self, vm: str, request: CurrentAsOf) -> Manifest:
-        """Only forward, only for the newest point."""
-        raise NotImplementedError
+        """Only forward (an older time changes nothing), only for the newest point, not into the future."""
+        if request.at > datetime.now(UTC) + _CLOCK_NOISE:
+            raise InvalidRequest(f"{request.at.isoformat()} is in the future of this site's clock")
 
-    def run(self, vm: str, request: RunRequest) -> Run:
-        """Take the VM over: epoch, overlays, NVRAM. Revokes a running receive. Idempotent."""
-        raise NotImplementedError
+        def advance(entry: PointEntry) -> PointEntry:
+            later = max(entry.current_as_of, request.at)
+            return entry.model_copy(update={"current_as_of": later})
+
+        return self._change(vm, request.seq, request.grant, advance, newest_only=True)
 
     def mark_verified(self, vm: str, seq: int, grant: WriteGrant) -> Manifest:
         """The scrub found a whole pass without a mismatch."""
-        raise NotImplementedError
+        return self._change(vm, seq, grant, lambda e: e.model_copy(update={"verified": True}))
 
     def mark_corrupt(
         self, vm: str, seq: int, grant: WriteGrant, blocks: Mapping[str, Iterable[int]] | None = None
     ) -> Manifest:
-        """The point loses its tick; the digests of ``blocks`` become unknown, so a compare sends them again."""
-        raise NotImplementedError
+        """The point loses its tick; the digests of ``blocks`` become unknown, so a compare sends them again.
+
+        Blocks (64 KiB numbers) are those of the newest point's tables.
+        """
+        with self._locked(vm) as layout:
+            self._granted(layout, grant)
+            for disk, numbers in (blocks or {}).items():
+                table = DigestTable(layout.table(disk), 0)
+                for block in numbers:
+                    table.write(block, UNKNOWN)
+                table.sync()
+        return self._change(vm, seq, grant, lambda e: e.model_copy(update={"verified": False}))
 
     def mark_proven(self, vm: str, seq: int, grant: WriteGrant, at: datetime) -> Manifest:
         """A drill passed on it."""
-        raise NotImplementedError
+        return self._change(vm, seq, grant, lambda e: e.model_copy(update={"proven_at": at}))
 
-    def discard_incoming(self, vm: str, grant: WriteGrant) -> None:
-        """Delete what is unfinished; a receiver that still writes is refused from then on."""
-        raise NotImplementedError
+    # --- merging -----------------------------------------------------------------------------------
+    def drop(self, vm: str, seq: int, grant: WriteGrant) -> Manifest:
+        """Forget a point by merging the next one down. Raises PointPinned, Conflict, ImageToolFailed.
 
+        Conflict: a receive or another merge is in the way, or a failover stopped this one; ``reconcile``
+        goes on with what was begun.
+        """
+        with self._merging(vm) as layout:
+            with locked(layout.lock):
+                merge.start(layout, self._granted(layout, grant), seq, self._scan)
+            done = self._merge(layout)
+            if done is None:
+                raise Conflict("Something more urgent stopped the merge; it goes on later")
+            return done
+
+    def _merge(self, layout: Layout) -> Manifest | None:
+        """Under ``.merge`` only: do, or go on with, the merge of the journal. None: stopped."""
+        with locked(layout.lock):
+            journal = merge.load_journal(layout)
+            manifest = self._load(layout)
+            if journal is None:
+                return manifest
+            merge.restore_heads(layout)
+            dead = any(p.dead and p.seq == journal.seq for p in manifest.points)
+            if dead:
+                merge.check_free(layout, manifest, journal, self._scan())
+        if dead and not merge.copy_down(layout, journal):
+            return None
+        with locked(layout.lock):
+            return merge.finish(layout, self._load(layout), journal, self._scan)
+
+    # --- failover ----------------------------------------------------------------------------------
+    def run(self, vm: str, request: RunRequest) -> Run:
+        """Take the VM over: epoch, overlays, NVRAM. Revokes a running receive, stops a merge. Idempotent.
+
+        Raises StaleLease, EpochMoved (not above the manifest's epoch), NotFound, Conflict, ManifestInvalid.
+        """
+        with self._urgent(vm) as layout:
+            manifest = self._load(layout)
+            self._check_lease(layout.vm, request.fence)
+            before = runs.earlier(layout, manifest, request)
+            if before is not None:
+                return before
+            publish.settle(layout, manifest)
+            return runs.make(layout, manifest, request, self._site_id, self._scan())
+
+    # --- after a crash -----------------------------------------------------------------------------
     def reconcile(self, vm: str) -> Manifest:
-        """After a crash and before a cycle: finish merges, roll back what was not published."""
-        raise NotImplementedError
+        """After a crash and before a cycle: go on with a merge, take back what was not published, tidy.
+
+        Raises ManifestInvalid (then nothing was deleted), NotFound (also after finishing a deletion). A merge
+        that something is in the way of is left for the next time.
+        """
+        with self._merging(vm) as layout:
+            with locked(layout.lock):
+                if removal.is_begun(layout):
+                    removal.complete(layout)
+                    raise NotFound(f"The replica of VM {layout.vm} was deleted")
+                manifest = self._load(layout)
+                publish.settle(layout, manifest)
+                refs = self._scan()
+                recover.clear_unfinished(layout, manifest, refs)
+                runs.clear(layout, manifest, refs)
+            try:
+                self._merge(layout)
+            except (PointPinned, Conflict):
+                return self._load(layout)  # the points read the same with and without it
+            return self._load(layout)
 
     def rebuild(self, vm: str) -> Manifest:
-        """Write a manifest again from point.json files and qcow2 headers; deletes nothing."""
-        raise NotImplementedError
+        """Write a manifest again from point.json, entry.json and qcow2 heads; deletes nothing.
+
+        A valid manifest is left as it is. The damaged one is kept as ``manifest.json.damaged``… by its time.
+        """
+        with self._both(vm) as layout:
+            try:
+                return self._load(layout)
+            except ManifestInvalid:
+                found = recover.candidate(layout)
+                if layout.manifest.exists():
+                    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+                    write_durable(layout.top / f"damaged-{stamp}.json", layout.manifest.read_bytes())
+                for part in (layout.disks, layout.incoming, layout.points, layout.digests, layout.runs):
+                    make_dir(part)
+                return index.save(layout, None, found)
+
+    # --- inside ------------------------------------------------------------------------------------
+    def _layout(self, vm: str) -> Layout:
+        vm = check_vm(vm)
+        for root in self._roots:
+            layout = Layout(root, vm)
+            if layout.top.is_dir() and not layout.top.is_symlink():
+                return layout
+        raise NotFound(f"No replica of VM {vm} is at this site")
+
+    def _load(self, layout: Layout) -> Manifest:
+        if removal.is_begun(layout):
+            raise NotFound(f"The replica of VM {layout.vm} is being deleted")
+        return index.load(layout)
+
+    def _entry(self, vm: str, seq: int) -> tuple[Layout, PointEntry]:
+        layout = self._layout(vm)
+        entry = self._load(layout).entry(seq)
+        if entry is None:
+            raise NotFound(f"There is no recovery point {seq} of VM {layout.vm}")
+        return layout, entry
+
+    def _scan(self) -> References:
+        return references.scan(self._roots, self._in_use())
+
+    def _granted(self, layout: Layout, grant: WriteGrant) -> Manifest:
+        """Under the lock: the manifest, its last publish settled, the grant checked against it."""
+        manifest = self._load(layout)
+        self.check_grant(manifest, grant)
+        publish.settle(layout, manifest)
+        return manifest
+
+    def _change(
+        self,
+        vm: str,
+        seq: int,
+        grant: WriteGrant,
+        change: Callable[[PointEntry], PointEntry],
+        newest_only: bool = False,
+    ) -> Manifest:
+        with self._locked(vm) as layout:
+            manifest = self._granted(layout, grant)
+            entry = manifest.entry(seq)
+            if entry is None:
+                raise NotFound(f"There is no recovery point {seq} of VM {manifest.vm_name}")
+            if newest_only and entry != manifest.newest:
+                raise ParentMoved(f"Recovery point {seq} is no longer the newest")
+            after = change(entry)
+            return manifest if after == entry else index.save(layout, manifest, index.replaced(manifest, after))
+
+    @contextmanager
+    def _locked(self, vm: str) -> Iterator[Layout]:
+        layout = self._layout(vm)
+        with _taken(layout, layout.lock):
+            yield layout
+
+    @contextmanager
+    def _merging(self, vm: str) -> Iterator[Layout]:
+        layout = self._layout(vm)
+        with _taken(layout, layout.merge_lock):
+            yield layout
+
+    @contextmanager
+    def _both(self, vm: str) -> Iterator[Layout]:
+        with self._merging(vm) as layout, _taken(layout, layout.lock):
+            yield layout
+
+    @contextmanager
+    def _urgent(self, vm: str) -> Iterator[Layout]:
+        """Both locks, and a merge in flight is stopped for it."""
+        layout = self._layout(vm)
+        with ExitStack() as held:
+            with _taken(layout, layout.stop_merge):
+                held.enter_context(_taken(layout, layout.merge_lock))
+            held.enter_context(_taken(layout, layout.lock))
+            yield layout
+
+
+@contextmanager
+def _taken(layout: Layout, path: Path) -> Iterator[None]:
+    try:
+        lock = FileLock(path)
+        lock.acquire(None)
+    except FileNotFoundError as error:
+        raise NotFound(f"No replica of VM {layout.vm} is at this site") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unfinished_view(layout: Layout) -> IncomingView | None:
+    kept = [(seq, directory, record) for seq, directory, record in records.unfinished(layout) if record is not None]
+    if not kept:
+        return None
+    seq, directory, record = kept[-1]
+    incoming = Incoming(layout, seq, record, FileLock(directory / records.BUSY), 0, resumed=True)
+    return IncomingView(
+        seq=seq,
+        parent_seq=record.parent_seq,
+        checkpoint=record.checkpoint,
+        disks=incoming.modes,
+        sizes=incoming.sizes,
+        received_bytes=incoming.received_bytes(),
+        complete_first_copy=record.parent_seq is None and incoming.complete(),
+    )

@@ -1,0 +1,95 @@
+"""The durable parts of an unfinished point: ``incoming.json`` and the extent maps beside it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vapor_desktop.model.extents import Extent, normalise
+from vapor_desktop.model.manifest import DiskMode, Epoch
+from vapor_desktop.model.policy import Value
+from vapor_desktop.site.replica.files import open_made, write_durable
+from vapor_desktop.site.replica.layout import Layout, numbered
+
+RECORD = "incoming.json"
+BUSY = ".busy"
+_PAIR = struct.Struct(">QQ")
+
+
+class IncomingDisk(Value):
+    """One disk of an unfinished point. ``base``: file below ``disks/`` that its overlay hangs on."""
+
+    file: str  # below incoming/, later below disks/
+    base: str | None
+    base_size_bytes: int
+    size_bytes: int
+    mode: DiskMode
+
+
+class IncomingRecord(Value):
+    """``incoming.json``. ``holder`` changes with every opening: who has another one lost it."""
+
+    holder: str
+    parent_seq: int | None
+    epoch: Epoch
+    source_site: str
+    checkpoint: str | None
+    maps: int = 0  # generation of the map files
+    disks: dict[str, IncomingDisk]
+
+
+def load(directory: Path) -> IncomingRecord | None:
+    """None if it is missing or damaged: then nothing of that point can be used."""
+    try:
+        return IncomingRecord.model_validate_json((directory / RECORD).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def save(directory: Path, record: IncomingRecord) -> None:
+    """Replace ``incoming.json`` whole."""
+    write_durable(directory / RECORD, record.model_dump_json().encode())
+
+
+def unfinished(layout: Layout) -> list[tuple[int, Path, IncomingRecord | None]]:
+    """Every unfinished point, oldest first."""
+    found = sorted(numbered(layout.incoming).items())
+    return [(seq, directory, load(directory)) for seq, directory in found]
+
+
+class ExtentMap:
+    """A set of extents in an append-only file of 16-byte records; a torn record at the end is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[Extent] | None:
+        """None: never written."""
+        try:
+            raw = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        whole = len(raw) - len(raw) % _PAIR.size
+        return normalise(Extent(*pair) for pair in _PAIR.iter_unpack(raw[:whole]))
+
+    def append(self, extents: Iterable[Extent]) -> None:
+        """Add, durably."""
+        fd = open_made(self._path, os.O_RDWR | os.O_APPEND)
+        try:
+            torn = os.fstat(fd).st_size % _PAIR.size
+            if torn:
+                os.ftruncate(fd, os.fstat(fd).st_size - torn)
+            raw = b"".join(_PAIR.pack(*e) for e in extents)
+            while raw:
+                raw = raw[os.write(fd, raw) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def replace(self, extents: Iterable[Extent]) -> None:
+        """The whole set anew, durably."""
+        write_durable(self._path, b"".join(_PAIR.pack(*e) for e in normalise(extents)))

@@ -1,0 +1,87 @@
+"""Taking a VM over: epoch, overlays on a point, its NVRAM. Nothing of the point itself is written to."""
+
+from __future__ import annotations
+
+from vapor_desktop.model.errors import Conflict, EpochMoved, InvalidRequest, NotFound
+from vapor_desktop.model.manifest import Manifest, PointEntry
+from vapor_desktop.model.wire import Run, RunRequest
+from vapor_desktop.site.replica import images, index, steps
+from vapor_desktop.site.replica import record as records
+from vapor_desktop.site.replica.files import make_dir, remove_flat, sync_dir, sync_file, write_durable
+from vapor_desktop.site.replica.incoming import discard
+from vapor_desktop.site.replica.layout import BLOB_FILES, Layout, numbered
+from vapor_desktop.site.replica.references import References
+
+_NVRAM = BLOB_FILES["nvram"]
+
+
+def pin_of(epoch: int) -> str:
+    """The pin by which a run holds its point."""
+    return f"run:{epoch}"
+
+
+def earlier(layout: Layout, manifest: Manifest, request: RunRequest) -> Run | None:
+    """The run that this very request made before. Raises EpochMoved, Conflict."""
+    number = request.new_epoch.number
+    if request.new_epoch == manifest.epoch and str(number) in manifest.runs:
+        entry = next((p for p in manifest.points if pin_of(number) in p.pins), None)
+        if entry is None or entry.seq != request.seq:
+            raise Conflict(f"Epoch {number} of this VM runs on another recovery point", seq=entry and entry.seq)
+        return _described(layout, manifest, request, entry)
+    if number <= manifest.epoch.number:
+        raise EpochMoved(
+            f"VM {manifest.vm_name} is already in epoch {manifest.epoch.number} of site {manifest.epoch.owner}"
+        )
+    return None
+
+
+def make(layout: Layout, manifest: Manifest, request: RunRequest, site_id: str, refs: References) -> Run:
+    """Under both locks, the lease checked, nothing half-published."""
+    if request.new_epoch.owner != site_id:
+        raise InvalidRequest("A replica is run by the site that holds it")
+    entry = manifest.entry(request.seq)
+    if entry is None:
+        raise NotFound(f"There is no recovery point {request.seq} of VM {manifest.vm_name}")
+    number = request.new_epoch.number
+    clear(layout, manifest, refs)
+    directory = layout.run(number)
+    make_dir(layout.runs)
+    make_dir(directory)
+    for target, name in entry.files.items():
+        overlay = directory / f"{target}.qcow2"
+        images.create(overlay, entry.sizes[target], f"../../disks/{name}")
+        sync_file(overlay)
+        steps.reached("run-overlay")
+    varstore = layout.point(entry.seq) / _NVRAM
+    if varstore.exists():
+        write_durable(directory / _NVRAM, varstore.read_bytes())
+    sync_dir(directory)
+    paths = {target: f"run/{number}/{target}.qcow2" for target in entry.files}
+    pinned = entry.model_copy(update={"pins": (*entry.pins, pin_of(number))})
+    update = {"epoch": request.new_epoch, "runs": {**manifest.runs, str(number): paths}}
+    after = index.save(layout, manifest, index.replaced(manifest, pinned).model_copy(update=update))
+    for seq, _, record in records.unfinished(layout):  # a receive that goes on is refused from here on
+        discard(layout, seq, record)
+    return _described(layout, after, request, pinned)
+
+
+def _described(layout: Layout, manifest: Manifest, request: RunRequest, entry: PointEntry) -> Run:
+    number = request.new_epoch.number
+    varstore = layout.run(number) / _NVRAM
+    return Run(
+        epoch=request.new_epoch,
+        seq=entry.seq,
+        disks={target: str(layout.top / path) for target, path in manifest.runs[str(number)].items()},
+        domain_xml=(layout.point(entry.seq) / "domain.xml").read_text(),
+        nvram=str(varstore) if varstore.exists() else None,
+    )
+
+
+def clear(layout: Layout, manifest: Manifest, refs: References) -> None:
+    """Delete overlays of an epoch that never came to be. A file that a domain uses stays, with a refusal."""
+    for number, directory in numbered(layout.runs).items():
+        if number > manifest.epoch.number and str(number) not in manifest.runs:
+            for image in directory.iterdir():
+                if refs.used_by_domain(image) or refs.children(image) or images.in_use_by_qemu(image):
+                    raise Conflict(f"{image} is in use, but no run of this replica made it")
+            remove_flat(directory)
