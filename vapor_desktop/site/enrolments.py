@@ -28,7 +28,7 @@ class Enrolments:
 
     def add_console(self, request: EnrolConsole, token_id: str) -> None:
         """Let the console's key run ``vapor-site console``; replaces an older key of the same console."""
-        console_id = _uuid(request.console_id, "console_id")
+        console_id = uuid_text(request.console_id, "console_id")
         key = clean_key(request.public_key)
         self._audit(
             "enrol-console", console_id=console_id, name=request.console_name, public_key=key, token_id=token_id
@@ -40,7 +40,7 @@ class Enrolments:
 
     def remove_console(self, console_id: str) -> None:
         """Take the console's key away. Idempotent."""
-        console_id = _uuid(console_id, "console_id")
+        console_id = uuid_text(console_id, "console_id")
         remove_line(self._settings.authorized_keys, f"console:{console_id}")
         if self._change("consoles", console_id, None):
             self._audit("remove-console", console_id=console_id)
@@ -65,14 +65,14 @@ class Enrolments:
 
     def remove_peer(self, site_id: str) -> None:
         """End the pair on this side. Idempotent."""
-        site_id = _uuid(site_id, "site")
+        site_id = uuid_text(site_id, "site")
         remove_line(self._settings.authorized_keys, f"peer:{site_id}")
         if self._change("peers", site_id, None):
             self._audit("remove-peer", site_id=site_id)
 
     def peer(self, site_id: str) -> EnrolPeer:
         """The peer as it was enrolled. Raises NotFound."""
-        record = self._load()["peers"].get(_uuid(site_id, "site"))
+        record = self._load()["peers"].get(uuid_text(site_id, "site"))
         if record is None:
             raise NotFound("This site is not paired with that one", fix="Pair the two sites first", site_id=site_id)
         return EnrolPeer.model_validate(record)
@@ -108,7 +108,8 @@ def find_peer(settings: SiteSettings, site_id: str) -> EnrolPeer:
     return Enrolments(settings).peer(site_id)
 
 
-def _uuid(text: str, what: str) -> str:
+def uuid_text(text: str, what: str) -> str:
+    """The canonical text of a UUID. Raises InvalidRequest naming ``what``."""
     try:
         return str(UUID(text))
     except ValueError as error:
@@ -116,7 +117,7 @@ def _uuid(text: str, what: str) -> str:
 
 
 def _checked(request: EnrolPeer, own_site: str) -> EnrolPeer:
-    site_id = _uuid(request.site_id, "site_id")
+    site_id = uuid_text(request.site_id, "site_id")
     if site_id == own_site:
         raise InvalidRequest("A site cannot be its own peer", fix="Pair it with another site")
     if not _ADDRESS.fullmatch(request.address):

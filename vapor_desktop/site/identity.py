@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import os
+import pwd
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -33,7 +35,9 @@ def site_id(settings: SiteSettings) -> str:
 
 def ensure_identity(settings: SiteSettings) -> str:
     """Make whatever of UUID, certificate and SSH key is missing; idempotent. Returns the UUID."""
-    make_dir(settings.state_dir)
+    if not settings.state_dir.is_dir():
+        make_dir(settings.state_dir)
+        _give_to_account(settings)
     for directory in (settings.tls_key.parent, settings.ssh_key.parent, settings.authorized_keys.parent):
         make_dir(directory, 0o700)
     with locked(settings.site_file):
@@ -145,6 +149,17 @@ def _names(settings: SiteSettings, identity: str) -> list[x509.GeneralName]:
     except ValueError:
         names.append(x509.DNSName(settings.reach_address))
     return names
+
+
+def _give_to_account(settings: SiteSettings) -> None:
+    """Root may be the first to run us; the service's account must own what follows."""
+    if os.geteuid() != 0:
+        return
+    try:
+        entry = pwd.getpwnam(settings.user)
+    except KeyError:
+        return  # nobody to give it to: the service runs as whoever starts it
+    os.chown(settings.state_dir, entry.pw_uid, entry.pw_gid)
 
 
 def _make_ssh_key(path: Path, comment: str) -> None:

@@ -1,0 +1,51 @@
+"""``/guardian``: what the engine asks this host to watch, and what the guardian did by itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter
+
+from vapor_desktop.model.policy import Value
+from vapor_desktop.model.wire import GuardianEvent, WatchFreeze, WatchJob
+from vapor_desktop.site.api.auth import Operator, Site, Viewer
+
+router = APIRouter(prefix="/guardian", tags=["guardian"])
+
+
+class InTime(Value):
+    """DELETE …/freeze: False when the dead-man had already thawed."""
+
+    in_time: bool
+
+
+@router.get("/events")
+def events(_caller: Viewer, site: Site, since: datetime | None = None) -> list[GuardianEvent]:
+    """What the guardian did, oldest first; ``since`` without a zone is UTC."""
+    if since is not None and since.tzinfo is None:
+        since = since.replace(tzinfo=UTC)
+    return site.events.since(since)
+
+
+@router.put("/{vm}/job", status_code=204)
+def watch_job(vm: str, body: WatchJob, _caller: Operator, site: Site) -> None:
+    """Watch the VM's backup job, or renew."""
+    site.guardian.watch_job(vm, body)
+
+
+@router.delete("/{vm}/job", status_code=204)
+def unwatch_job(vm: str, _caller: Operator, site: Site) -> None:
+    """The job was ended."""
+    site.guardian.unwatch_job(vm)
+
+
+@router.put("/{vm}/freeze", status_code=204)
+def watch_freeze(vm: str, body: WatchFreeze, _caller: Operator, site: Site) -> None:
+    """Arm the dead-man thaw."""
+    site.guardian.watch_freeze(vm, body)
+
+
+@router.delete("/{vm}/freeze")
+def unwatch_freeze(vm: str, _caller: Operator, site: Site) -> InTime:
+    """Disarm it."""
+    return InTime(in_time=site.guardian.unwatch_freeze(vm))

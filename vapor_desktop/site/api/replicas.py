@@ -1,0 +1,101 @@
+"""``/replicas``: this site's recovery points. Every writing verb is judged by the store, under its lock."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from vapor_desktop.model.manifest import Manifest, Point
+from vapor_desktop.model.wire import (
+    CurrentAsOf,
+    MergeRequest,
+    PinRequest,
+    ReplicaCreate,
+    ReplicaView,
+    Run,
+    RunRequest,
+    WriteGrant,
+)
+from vapor_desktop.site.api.auth import Admin, Operator, Site, Viewer
+from vapor_desktop.site.enrolments import uuid_text
+
+router = APIRouter(prefix="/replicas", tags=["replicas"])
+
+
+@router.get("")
+def every(_caller: Viewer, site: Site) -> list[ReplicaView]:
+    """Every replica, broken ones too."""
+    return site.store.list()
+
+
+@router.get("/{vm}")
+def one(vm: str, _caller: Viewer, site: Site) -> ReplicaView:
+    """One replica."""
+    return site.store.view(_vm(vm))
+
+
+@router.put("/{vm}")
+def create(vm: str, body: ReplicaCreate, _caller: Operator, site: Site) -> Manifest:
+    """Make the replica, or write its policy and mappings again."""
+    return site.store.create(_vm(vm), body)
+
+
+@router.delete("/{vm}", status_code=204)
+def delete(vm: str, body: WriteGrant, caller: Admin, site: Site) -> None:
+    """Delete a replica that nothing runs on and nothing hangs on."""
+    site.audit("delete-replica", vm_uuid=_vm(vm), token_id=caller.token_id, console=caller.console_name)
+    site.store.delete(_vm(vm), body)
+
+
+@router.get("/{vm}/points/{seq}")
+def point(vm: str, seq: int, _caller: Viewer, site: Site) -> Point:
+    """One recovery point."""
+    return site.store.point(_vm(vm), seq)
+
+
+@router.post("/{vm}/points/{seq}/drop")
+def drop(vm: str, seq: int, body: MergeRequest, _caller: Operator, site: Site) -> Manifest:
+    """Forget one point by merging the next one down."""
+    return site.store.drop(_vm(vm), seq, body.grant)
+
+
+@router.post("/{vm}/points/{seq}/pins")
+def pin(vm: str, seq: int, body: PinRequest, _caller: Operator, site: Site) -> Manifest:
+    """Keep a point."""
+    return site.store.pin(_vm(vm), seq, body.grant, body.pin)
+
+
+@router.delete("/{vm}/points/{seq}/pins")
+def unpin(vm: str, seq: int, body: PinRequest, _caller: Operator, site: Site) -> Manifest:
+    """Let it go."""
+    return site.store.unpin(_vm(vm), seq, body.grant, body.pin)
+
+
+@router.delete("/{vm}/incoming", status_code=204)
+def discard_incoming(vm: str, body: WriteGrant, _caller: Operator, site: Site) -> None:
+    """Delete what is unfinished."""
+    site.store.discard_incoming(_vm(vm), body)
+
+
+@router.post("/{vm}/current-as-of")
+def current_as_of(vm: str, body: CurrentAsOf, _caller: Operator, site: Site) -> Manifest:
+    """The source was proven unchanged until then."""
+    return site.store.current_as_of(_vm(vm), body)
+
+
+@router.post("/{vm}/runs")
+def run(vm: str, body: RunRequest, caller: Operator, site: Site) -> Run:
+    """Take the VM over: epoch, overlays, NVRAM. Idempotent for the same new epoch."""
+    site.audit(
+        "take-over",
+        vm_uuid=_vm(vm),
+        seq=body.seq,
+        epoch=body.new_epoch.number,
+        reason=body.reason,
+        token_id=caller.token_id,
+        console=caller.console_name,
+    )
+    return site.store.run(_vm(vm), body)
+
+
+def _vm(text: str) -> str:
+    return uuid_text(text, "the VM")
