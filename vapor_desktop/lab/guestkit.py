@@ -36,11 +36,13 @@ MODULES = (
     "evdev",
     "efivarfs",
 )
-APPLETS = (  # fmt: skip
+# fmt: off
+APPLETS = (
     "sh", "mount", "umount", "insmod", "mkdir", "ln", "cat", "grep", "sed", "hostname", "cut", "ip", "udhcpc",
     "httpd", "acpid", "sleep", "usleep", "kill", "sync", "tail", "poweroff", "reboot", "setsid", "ls", "ps",
     "dmesg", "echo", "printf", "df", "free", "date", "wget", "ping", "touch", "rm", "dd", "od", "blkdiscard",
-)  # fmt: skip
+)
+# fmt: on
 # Real programs, with the libraries that `ldd` names. chattr: efivarfs protects variables it does not know.
 PROGRAMS = ("/usr/sbin/qemu-ga", "/usr/bin/chattr")
 COMMAND_LINE = "console=tty0 console=ttyS0 quiet loglevel=3 mitigations=off panic=-1 random.trust_cpu=on"

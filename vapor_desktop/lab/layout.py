@@ -122,9 +122,8 @@ def checked_name(name: str) -> str:
 
 
 def default_state(name: str) -> Path:
-    """Where a lab lives: a name below /var/tmp, since QEMU's user must not need to pass a home directory."""
-    given = os.environ.get("XDG_STATE_HOME")
-    return Path(given) / "vapor-lab" / name if given else Path(f"/var/tmp/vapor-lab-{name}")  # noqa: S108
+    """Where a lab lives. Always the same place: `down` must find what an `up` from another shell left."""
+    return Path(f"/var/tmp/vapor-lab-{name}")  # noqa: S108
 
 
 def default_cache() -> Path:

@@ -9,6 +9,7 @@ from ipaddress import IPv4Interface
 from vapor_desktop.lab.layout import DOCUMENTATION_RANGE, MAX_LABS, LabLayout, SiteLayout
 from vapor_desktop.lab.processes import LabFailed, run
 
+LOSS_CHAIN = "VAPOR-LAB-LOSS"
 DEVICE = "eth0"  # of every host, inside its namespace
 
 
@@ -90,7 +91,7 @@ class LinkState:
 
     port_up: bool
     hears_peer: bool
-    shape: str  # tc's words; empty: unshaped
+    shape: str  # tc's and netfilter's words; empty: unshaped
 
 
 def state(layout: LabLayout, site: SiteLayout) -> LinkState:
@@ -99,23 +100,47 @@ def state(layout: LabLayout, site: SiteLayout) -> LinkState:
     peers = [peer for peer in layout.sites.values() if peer != site]
     dropped = any(_filter(site, "-C", "INPUT", "-s", peer.address, "-j", "DROP") for peer in peers)
     queue = run(["tc", "-n", site.namespace, "qdisc", "show", "dev", DEVICE]).stdout.strip()
-    return LinkState("UP" in ports[0]["flags"], not dropped, queue if "netem" in queue else "")
+    chain = run(["ip", "netns", "exec", site.namespace, "iptables", "-w", "-S", LOSS_CHAIN], check=False).stdout
+    losses = [line for line in chain.splitlines() if "--probability" in line]
+    shaped = [queue] if "netem" in queue or "tbf" in queue else []
+    return LinkState("UP" in ports[0]["flags"], not dropped, "; ".join(shaped + losses))
 
 
 def shape(site: SiteLayout, *, rate: str | None, delay: str | None, loss: str | None) -> None:
     """Shape what this host sends (so a round trip between two shaped hosts has twice the delay).
 
     Values as ``tc`` takes them: rate ``100mbit``, delay ``20ms``, loss ``0.5%``. All None: unshaped.
+    Kernels without netem still do rates (tbf) and loss (netfilter), not delays: LabFailed says so.
     """
-    run(["tc", "-n", site.namespace, "qdisc", "delete", "dev", DEVICE, "root"], check=False)
+    device = ["dev", DEVICE, "root"]
+    run(["tc", "-n", site.namespace, "qdisc", "delete", *device], check=False)
+    _lose(site, None)
+    add = ["tc", "-n", site.namespace, "qdisc", "add", *device]
     words = []
     for name, value in (("rate", rate), ("delay", delay), ("loss", loss)):
         if value:
             words += [name, value]
-    if words:
-        # netem's own queue of 1000 packets would drop on long fat links, which is not what was asked for.
-        base = ["tc", "-n", site.namespace, "qdisc", "add", "dev", DEVICE, "root", "netem", "limit", "50000"]
-        run([*base, *words])
+    # netem's own queue of 1000 packets would drop on long fat links, which is not what was asked for.
+    if not words or run([*add, "netem", "limit", "50000", *words], check=False).returncode == 0:
+        return
+    if delay:
+        raise LabFailed("This kernel cannot delay packets", fix="Use a kernel with CONFIG_NET_SCH_NETEM")
+    if rate:
+        run([*add, "tbf", "rate", rate, "burst", "128k", "latency", "200ms"])
+    _lose(site, loss)
+
+
+def _lose(site: SiteLayout, loss: str | None) -> None:
+    """Drop a share (``1%``) of what the host sends, without netem."""
+    _filter(site, "-D", "OUTPUT", "-o", DEVICE, "-j", LOSS_CHAIN)
+    _filter(site, "-F", LOSS_CHAIN)
+    if loss is None:
+        return
+    chance = f"{float(loss.rstrip('%')) / 100:.6f}"
+    rule = ["-m", "statistic", "--mode", "random", "--probability", chance, "-j", "DROP"]
+    _filter(site, "-N", LOSS_CHAIN)
+    if not (_filter(site, "-A", LOSS_CHAIN, *rule) and _filter(site, "-I", "OUTPUT", "-o", DEVICE, "-j", LOSS_CHAIN)):
+        raise LabFailed(f"This kernel cannot lose {loss} of the packets", fix="Load xt_statistic or sch_netem")
 
 
 def forget_guests_links(site: SiteLayout) -> None:

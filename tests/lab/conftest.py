@@ -1,0 +1,69 @@
+"""The session's lab: two hosts, brought up once under the machine-wide lock, taken down at the end.
+
+A missing tool is a failure, not a skip: these tests are the product's proof.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vapor_desktop.lab.lab import Lab
+
+# The suite's own XDG directories are thrown away; built images and releases are worth keeping.
+CACHE = Path.home() / ".cache/vapor-lab"
+LOCK = Path("/tmp/vapor-lab.lock")  # noqa: S108 - the same for all users of the machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+
+
+def _inherited(lock: Path) -> int | None:
+    """A descriptor of the lock that `flock /tmp/vapor-lab.lock pytest …` left open for us: it holds it already."""
+    wanted = lock.stat()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found = entry.stat()
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return int(entry.name)
+    return None
+
+
+@pytest.fixture(scope="session")
+def lab_lock() -> Iterator[None]:
+    """One lab at a time on this machine."""
+    LOCK.touch()
+    inherited = _inherited(LOCK)
+    descriptor = os.open(LOCK, os.O_RDWR) if inherited is None else inherited
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    if inherited is None:
+        os.close(descriptor)
+
+
+@pytest.fixture(scope="session")
+def lab(lab_lock: None) -> Iterator[Lab]:
+    """Two hosts with libvirt, sshd and the site service; guests are the tests' own business."""
+    lab = Lab("tests", cache=CACHE)
+    lab.up()
+    yield lab
+    lab.down()
+
+
+@pytest.fixture(scope="session")
+def bare_lab(lab_lock: None) -> Iterator[Lab]:
+    """Two hosts without the site service, for tests of the lab itself (a kill there hurts nobody else)."""
+    lab = Lab("bare", cache=CACHE)
+    lab.up(site_service=False)
+    yield lab
+    lab.down()

@@ -1,0 +1,289 @@
+"""The lab itself: what the other proofs stand on must be proven first."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vapor_desktop.lab.guests import GuestSpec
+from vapor_desktop.lab.host import answers
+from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.layout import SSH_PORT
+from vapor_desktop.lab.processes import LabFailed, alive, kill, wait_until
+
+CACHE = Path.home() / ".cache/vapor-lab"
+ON_CONSOLE = 60.0
+SHOT, EARLY = "/var/lib/libvirt/images/web.ppm", "/var/lib/libvirt/images/early.qcow2"
+
+
+def inventory() -> dict[str, object]:
+    """What a lab could leave behind on the outer machine, without what other labs have."""
+    links = json.loads(subprocess.run(["ip", "-j", "link"], check=True, capture_output=True, text=True).stdout)
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    rules = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True).stdout.splitlines()
+    return {
+        "links": sorted(link["ifname"] for link in links),
+        "mounts": sorted(mounts),
+        "namespaces": sorted(path.name for path in Path("/run/netns").glob("*")),
+        "states": sorted(path.name for path in Path("/var/tmp").glob("vapor-*")),  # noqa: S108
+        "rules": sorted(re.sub(r"\[\d+:\d+\]", "", rule) for rule in rules if not rule.startswith("#")),
+        "accounts": Path("/etc/passwd").read_text(),
+    }
+
+
+def reaches(lab: Lab, site: str, address: str) -> bool:
+    """Whether sshd at the address greets a client on that host."""
+    script = f"import socket; s = socket.create_connection(('{address}', {SSH_PORT}), 1); assert s.recv(4)"
+    return lab.sites[site].exec(["/usr/bin/python3", "-c", script], check=False).returncode == 0
+
+
+def test_down_leaves_nothing(lab_lock: None) -> None:
+    before = inventory()
+    lab = Lab("leaves", cache=CACHE)
+    lab.up(site_service=False, guest_specs=[GuestSpec("web")])
+    pids = [pid for site in lab.sites.values() for pid in [*site.processes(), site.holder or 0]]
+    assert len(pids) >= 9
+    assert lab.sites["a"].pid_of("qemu:web") in pids
+    assert inventory() != before
+    lab.down()
+    assert inventory() == before
+    assert not [pid for pid in pids if alive(pid)]
+    lab.down()
+    assert inventory() == before
+
+
+@pytest.mark.parametrize("moment", ["lab.json", "a/setup.sh", "b/holder.pid", "b/files/run/libvirtd.pid"])
+def test_interrupted_up_is_cleaned_by_down(lab_lock: None, moment: str) -> None:
+    before = inventory()
+    lab = Lab("half", cache=CACHE)
+    words = [
+        sys.executable,
+        "-m",
+        "vapor_desktop.lab.main",
+        "--name",
+        "half",
+        "up",
+        "--no-site-service",
+        "--no-guests",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+        wait_until((lab.state / moment).exists, moment, timeout_s=30, every_s=0.001)
+        process.kill()
+    assert inventory() != before
+    Lab("half", cache=CACHE).down()
+    assert inventory() == before
+
+
+def test_down_after_a_crash_of_everything(lab_lock: None) -> None:
+    before = inventory()
+    lab = Lab("crashed", cache=CACHE)
+    lab.up(site_service=False)
+    holder = lab.sites["a"].holder
+    survivor = lab.sites["a"].pid_of("libvirtd")
+    assert holder
+    kill(holder)
+    (lab.state / "lab.json").unlink()
+    wait_until(lambda: not alive(holder), "the holder's end", timeout_s=5)
+    assert alive(survivor)
+    Lab("crashed", cache=CACHE).down()
+    assert not alive(survivor)
+    assert inventory() == before
+
+
+def test_two_labs_coexist(bare_lab: Lab) -> None:
+    with_other = Lab("other", cache=CACHE)
+    with_other.up(site_service=False)
+    try:
+        assert with_other.sites["a"].address != bare_lab.sites["a"].address
+        assert answers(with_other.sites["b"].address, SSH_PORT)
+        assert answers(bare_lab.sites["b"].address, SSH_PORT)
+        assert not reaches(with_other, "a", bare_lab.sites["b"].address)
+    finally:
+        with_other.down()
+    assert answers(bare_lab.sites["a"].address, SSH_PORT)
+
+
+def test_account_exists_on_the_hosts_only(bare_lab: Lab) -> None:
+    said = bare_lab.sites["a"].exec(["id", "-Gn"], user="vapor").stdout.split()
+    assert {"vapor", "libvirt", "libvirt-qemu", "kvm"} <= set(said)
+    uri = ["virsh", "-q", "-c", "qemu:///system"]
+    assert "lan-a" in bare_lab.sites["a"].exec([*uri, "net-list", "--name"], user="vapor").stdout
+    assert "vapor:" not in Path("/etc/passwd").read_text()
+    with pytest.raises(LabFailed):
+        bare_lab.sites["a"].exec(["cat", "/etc/shadow"], user="vapor")
+
+
+def test_hosts_are_two(bare_lab: Lab) -> None:
+    a, b = bare_lab.sites["a"], bare_lab.sites["b"]
+    for what in (
+        ["hostname"],
+        ["cat", "/proc/sys/kernel/random/boot_id"],
+        ["cat", "/etc/ssh/ssh_host_ed25519_key.pub"],
+    ):
+        assert a.exec(what).stdout != b.exec(what).stdout
+    assert a.virsh("net-list", "--name").split() == ["lan-a"]
+    assert b.virsh("net-list", "--name").split() == ["lan-b"]
+
+
+def test_link_between_the_sites_is_cut_and_mended(bare_lab: Lab) -> None:
+    b = bare_lab.sites["b"]
+    assert reaches(bare_lab, "a", b.address)
+    bare_lab.cut_link()
+    try:
+        assert not reaches(bare_lab, "a", b.address)
+        assert not reaches(bare_lab, "b", bare_lab.sites["a"].address)
+        assert answers(b.address, SSH_PORT), "the console keeps its link"
+        assert not b.link_state.hears_peer
+    finally:
+        bare_lab.mend_link()
+    assert reaches(bare_lab, "a", b.address)
+    bare_lab.cut_link("b")
+    try:
+        assert not answers(b.address, SSH_PORT)
+        assert answers(bare_lab.sites["a"].address, SSH_PORT)
+        assert not b.link_state.port_up
+    finally:
+        bare_lab.mend_link("b")
+    assert answers(b.address, SSH_PORT)
+
+
+SEND = """import socket, sys
+with socket.create_connection((sys.argv[1], 5001), 20) as out:
+    out.sendall(bytes(4 << 20))
+    out.shutdown(socket.SHUT_WR)
+    assert out.recv(2) == b"ok"
+"""
+
+
+@pytest.mark.parametrize(("shape", "shaped"), [({"rate": "40mbit"}, True), ({}, False)])
+def test_link_is_shaped(bare_lab: Lab, shape: dict[str, str], shaped: bool) -> None:
+    """4 MiB at 40 Mbit/s take 0.8 s; unshaped a blink."""
+    a = bare_lab.sites["a"]
+    with socket.create_server((bare_lab.layout.console_address, 5001)) as server:
+        bare_lab.shape(**shape)
+        try:
+            assert bool(a.link_state.shape) is shaped
+            words = [*a.enter(), "/usr/bin/python3", "-c", SEND, bare_lab.layout.console_address]
+            with subprocess.Popen(words) as sender:
+                connection, _ = server.accept()
+                start, got = time.monotonic(), 0
+                with connection:
+                    while chunk := connection.recv(1 << 16):
+                        got += len(chunk)
+                    connection.sendall(b"ok")
+                    took_s = time.monotonic() - start
+                assert sender.wait(20) == 0
+        finally:
+            bare_lab.shape()
+    assert got == 4 << 20
+    assert (took_s > 0.7) is shaped
+    assert a.link_state.shape == ""
+
+
+def test_packets_are_lost(bare_lab: Lab) -> None:
+    bare_lab.shape(loss="100%", sites=["b"])
+    try:
+        assert not answers(bare_lab.sites["b"].address, SSH_PORT)
+        assert answers(bare_lab.sites["a"].address, SSH_PORT)
+    finally:
+        bare_lab.shape()
+    assert answers(bare_lab.sites["b"].address, SSH_PORT)
+
+
+@pytest.fixture(scope="module")
+def guests(bare_lab: Lab) -> Iterator[Lab]:
+    """A BIOS guest with one disk and a UEFI guest with two, booted from their own disks."""
+    site = bare_lab.sites["a"]
+    bare_lab.add_guest(GuestSpec("web", rate=40))
+    bare_lab.add_guest(GuestSpec("db", firmware="uefi", disk_count=2, rate=40))
+    for name, count in (("web", 1), ("db", 2)):
+        verdict = site.wait_boot(name, timeout_s=ON_CONSOLE)
+        assert (verdict.last, verdict.gaps, verdict.torn, verdict.disks) == (0, 0, 0, count)
+    yield bare_lab
+    for name in ("web", "db"):
+        site.virsh("destroy", name, check=False)
+        site.virsh("undefine", name, "--nvram", check=False)
+
+
+def test_guest_freezes_thaws_and_answers(guests: Lab) -> None:
+    site = guests.sites["a"]
+    assert "Froze 2 filesystem(s)" in site.virsh("domfsfreeze", "db")
+    frozen = [disk.last for disk in site.diary("db").per_disk]
+    assert [disk.last for disk in site.diary("db").per_disk] == frozen, "nothing is written while frozen"
+    assert "Thawed 2 filesystem(s)" in site.virsh("domfsthaw", "db")
+    wait_until(lambda: site.diary("db").last > frozen[0], "records after the thaw", timeout_s=20)
+    site.wait_serial("db", r"VAPOR-GUEST address 192\.168\.150\.\d+")
+    assert site.guest_shell("db", "hostname").strip() == "db"
+    site.virsh("screenshot", "web", SHOT)
+    assert site.path(SHOT).read_bytes()[:2] in {b"P6", b"\x89P"}
+
+
+def test_rate_is_settable(guests: Lab) -> None:
+    site = guests.sites["a"]
+    site.set_rates("web", rate=0, scratch=0, zero=0, discard=0)
+    wait_until(lambda: site.diary("web").last == site.diary("web").last, "a pause", timeout_s=10)
+    held = site.diary("web").last
+    site.set_rates("web", rate=50)
+    wait_until(lambda: site.diary("web").last > held + 20, "new records", timeout_s=20)
+
+
+def test_power_cut_loses_nothing_that_was_durable(guests: Lab) -> None:
+    site = guests.sites["a"]
+    for name in ("web", "db"):
+        site.virsh("autostart", name)
+        wait_until(lambda name=name: site.diary(name).last > 10, "records", timeout_s=20)  # type: ignore[misc]
+    boot_id = site.exec(["cat", "/proc/sys/kernel/random/boot_id"]).stdout
+    pid, seen = site.pid_of("qemu:db"), {name: len(site.serial(name)) for name in ("web", "db")}
+    images = {name: site.disks_of(name) for name in ("web", "db")}
+    guests.kill_site("a")
+    assert not alive(pid)
+    assert site.processes() == []
+    assert not answers(site.address, SSH_PORT)
+    assert answers(guests.sites["b"].address, SSH_PORT)
+    left = {name: site.diary(files) for name, files in images.items()}
+    assert all(report.sound for report in left.values()), left
+    guests.revive_site("a")
+    assert answers(site.address, SSH_PORT)
+    assert site.exec(["cat", "/proc/sys/kernel/random/boot_id"]).stdout != boot_id
+    for name, report in left.items():
+        verdict = site.wait_boot(name, timeout_s=ON_CONSOLE, after=seen[name])
+        assert (verdict.gaps, verdict.torn) == (0, 0)
+        # The guest names the newest record of any disk, the report the newest of all.
+        assert verdict.last == max(disk.last for disk in report.per_disk)
+    assert re.search(r"VAPOR-NVRAM boots=2", site.serial("db")), "the NVRAM is kept over the cut"
+
+
+def test_disks_of_different_moments_are_caught(guests: Lab) -> None:
+    site = guests.sites["a"]
+    first, second = site.disks_of("db")
+    # A copy of one disk made before a pause in which the other went on: what a bad point would look like.
+    site.exec(["qemu-img", "convert", "-U", "-O", "qcow2", second, EARLY])
+    held = site.diary("db").last
+    wait_until(lambda: site.diary("db").last > held + 5, "more records", timeout_s=20)
+    report = site.diary([first, EARLY])
+    assert not report.one_moment
+    assert not report.sound
+    site.path(EARLY).unlink()
+
+
+def test_graceful_shutdown_and_next_boot(guests: Lab) -> None:
+    site = guests.sites["a"]
+    seen = len(site.serial("web"))
+    site.virsh("shutdown", "web")
+    stopped = site.wait_serial("web", r"VAPOR-DIARY stopped last=\d+", after=seen, timeout_s=ON_CONSOLE)
+    wait_until(lambda: site.virsh("domstate", "web") == "shut off", "the shutdown", timeout_s=30)
+    report = site.diary("web")
+    assert report.sound
+    assert report.last == int(stopped.rpartition("=")[2])
+    seen = len(site.serial("web"))
+    site.virsh("start", "web")
+    verdict = site.wait_boot("web", after=seen, timeout_s=ON_CONSOLE)
+    assert (verdict.last, verdict.gaps, verdict.torn) == (report.last, 0, 0)
