@@ -1,0 +1,223 @@
+"""Two sites' worth of real parts for the mover's tests: replica store, leases, qemu-nbd exports, a real receiver.
+
+The receiver runs as a child process under the dispatcher, as sshd would start it; the sender runs in the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
+from vapor_desktop.model.policy import Mappings, Policy
+from vapor_desktop.model.wire import (
+    DiskTransfer,
+    LeaseRequest,
+    NbdSource,
+    PointDraft,
+    Progress,
+    ReplicaCreate,
+    Transfer,
+    Transferred,
+    WriteGrant,
+)
+from vapor_desktop.site import leases
+from vapor_desktop.site.helper_client import HelperClient
+from vapor_desktop.site.identity import ensure_identity
+from vapor_desktop.site.mover.peer import PeerPool
+from vapor_desktop.site.mover.sender import Outgoing
+from vapor_desktop.site.replica import ReplicaStore
+from vapor_desktop.site.settings import SiteSettings
+
+MIB = 1 << 20
+EXPORT_WAIT_S = 20.0
+
+
+def run(*argv: str | Path) -> str:
+    """A tool's output; fails loudly."""
+    return subprocess.run([str(a) for a in argv], check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def export(image: Path, *, bitmap: str | None = None, fmt: str = "qcow2", name: str = "disk") -> Iterator[Path]:
+    """A frozen read-only export by qemu-nbd; the socket. Killed at the end (a clean end takes it 2 s)."""
+    socket = image.with_suffix(f".{uuid4().hex[:6]}")
+    argv = ["qemu-nbd", "-r", "-f", fmt, "-x", name, "-t", "-e", "16", "-k", str(socket)]
+    argv += ["-B", bitmap] if bitmap else []
+    process = subprocess.Popen([*argv, str(image)])
+    try:
+        deadline = time.monotonic() + EXPORT_WAIT_S
+        while not socket.exists():
+            assert process.poll() is None, "qemu-nbd ended"
+            assert time.monotonic() < deadline, "qemu-nbd opens no socket"
+            time.sleep(0.005)
+        yield socket
+    finally:
+        process.kill()
+        process.wait()
+        socket.unlink(missing_ok=True)
+
+
+class SourceDisk:
+    """A qcow2 image as a stopped VM's disk, with persistent bitmaps."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        self.size_bytes = size_bytes
+        run("qemu-img", "create", "-q", "-f", "qcow2", path, str(size_bytes))
+
+    def write(self, *writes: tuple[int, int, int]) -> None:
+        """(offset, length, seed): random bytes of a seed; seed 0: zeroes as zeroes; -1: discard."""
+        commands: list[str] = []
+        scratch = self.path.with_suffix(".pattern")
+        for offset, length, seed in writes:
+            if seed == 0:
+                commands += ["-c", f"write -z {offset} {length}"]
+            elif seed < 0:
+                commands += ["-c", f"discard {offset} {length}"]
+            else:
+                part = scratch.with_suffix(f".{seed}.{offset}")
+                part.write_bytes(noise(seed, length))
+                commands += ["-c", f"write -s {part} {offset} {length}"]
+        run("qemu-io", "-f", "qcow2", *commands, self.path)
+        for left in self.path.parent.glob(f"{self.path.stem}.*.*"):
+            left.unlink()
+
+    def bitmap(self, name: str) -> None:
+        run("qemu-img", "bitmap", "--add", "-f", "qcow2", self.path, name)
+
+    def drop_bitmap(self, name: str) -> None:
+        run("qemu-img", "bitmap", "--remove", "-f", "qcow2", self.path, name)
+
+
+def noise(seed: int, length: int) -> bytes:
+    """Incompressible and repeatable."""
+    import random
+
+    return random.Random(seed).randbytes(length)
+
+
+class Rig:
+    """A source site, a target site and one VM's replica between them."""
+
+    def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
+        self.root = root
+        self.source = self._site("a", reserve_bytes)
+        self.target = self._site("b", reserve_bytes)
+        self.source_id, self.target_id = ensure_identity(self.source), ensure_identity(self.target)
+        self.vm = str(uuid4())
+        self.epoch = Epoch(number=1, owner=self.source_id)
+        self.store = ReplicaStore(
+            self.target.replica_roots, self.target_id, leases.checker(self.target.leases_dir), reserve_bytes
+        )
+        self.fence = 0
+        self.lease()
+        self.store.create(
+            self.vm,
+            ReplicaCreate(
+                grant=self.grant(None),
+                protection_id="p1",
+                vm_name="vm1",
+                target_site=self.target_id,
+                policy=Policy(),
+                mappings=Mappings(),
+            ),
+        )
+        self.pool = PeerPool(lambda _peer: self.receive_argv())
+        self.helper = HelperClient(self.source.helper_socket)
+
+    def _site(self, name: str, reserve_bytes: int) -> SiteSettings:
+        base = self.root / name
+        for part in ("replicas", "run", "state"):
+            (base / part).mkdir(parents=True)
+        (base / "site.toml").write_text(
+            f'name = "{name}"\nstate_dir = "{base}/state"\nrun_dir = "{base}/run"\n'
+            f'replica_roots = ["{base}/replicas"]\nreplica_reserve_bytes = {reserve_bytes}\n'
+            f'helper_socket = "{base}/run/helper.sock"\n'
+        )
+        os.environ["VAPOR_SITE_CONFIG"] = str(base / "site.toml")
+        try:
+            return SiteSettings()
+        finally:
+            del os.environ["VAPOR_SITE_CONFIG"]
+
+    def receive_argv(self) -> list[str]:
+        """As sshd runs it for the source's key."""
+        return [
+            "env",
+            f"VAPOR_SITE_CONFIG={self.root}/b/site.toml",
+            "SSH_ORIGINAL_COMMAND=receive",
+            *(sys.executable, "-W", "error", "-m", "vapor_desktop.site.dispatch", "peer", self.source_id),
+        ]
+
+    def lease(self) -> int:
+        """A new fencing number."""
+        request = LeaseRequest(holder="test", holder_name="test", purpose="cycle", ttl_s=600)
+        self.fence = leases.acquire(self.target.leases_dir, self.vm, request, lambda *_a, **_k: None).fence
+        return self.fence
+
+    def grant(self, parent: int | None) -> WriteGrant:
+        return WriteGrant(fence=self.fence, epoch=self.epoch, source_site=self.source_id, parent_seq=parent)
+
+    def manifest(self) -> Manifest:
+        return self.store.manifest(self.vm)
+
+    def transfer(self, disks: Iterable[DiskTransfer], *, checkpoint: str | None, **more: object) -> Transfer:
+        manifest = self.manifest()
+        newest = manifest.newest
+        return Transfer.model_validate(
+            {
+                "vm_uuid": self.vm,
+                "peer_site": self.target_id,
+                "grant": self.grant(newest.seq if newest else None),
+                "seq": manifest.next_seq,
+                "disks": tuple(disks),
+                "draft": PointDraft(
+                    protection_id="p1",
+                    vm_name="vm1",
+                    checkpoint=checkpoint,
+                    taken_at=datetime.now(UTC),
+                    consistency=Consistency.OFF,
+                    domain_xml="<domain/>",
+                ),
+                **more,
+            }
+        )
+
+    def send(self, transfer: Transfer, on_progress: Callable[[Progress], None] = lambda _p: None) -> Transferred:
+        return Outgoing(transfer, self.pool, self.helper, on_progress).run()
+
+    def identical(self, seq: int, disk: str, source: Path) -> bool:
+        """Does the point's disk read like the frozen export?"""
+        image = self.store.disk_path(self.vm, seq, disk)
+        done = subprocess.run(
+            ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", f"nbd+unix:///disk?socket={source}", str(image)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (0, 1), done.stderr
+        return done.returncode == 0
+
+    def chain_ok(self, seq: int, disk: str) -> bool:
+        """qemu-img check finds nothing on the point's file."""
+        out = run("qemu-img", "check", "--output=json", self.store.disk_path(self.vm, seq, disk))
+        return json.loads(out)["check-errors"] == 0
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def disk(
+    name: str, size_bytes: int, socket: Path, mode: DiskMode = DiskMode.FULL, bitmap: str | None = None
+) -> DiskTransfer:
+    """A disk of a transfer that reads a qemu-nbd export."""
+    source = NbdSource(kind="live", path=str(socket), export="disk", bitmap=bitmap)
+    return DiskTransfer(target=name, size_bytes=size_bytes, mode=mode, source=source)
