@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,7 +40,6 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
             return
         seen = 0
-        begun = False
 
         async def counted() -> Message:
             nonlocal seen
@@ -50,15 +50,13 @@ class BodyLimit:
             return message
 
         async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
+            if seen <= self._limit:  # else what the application makes of the broken body is not sent
+                await send(message)
 
-        try:
+        with suppress(_TooLarge):
             await self._app(scope, counted, watched)
-        except _TooLarge:
-            if not begun:
-                await self._refuse(scope, receive, send)
+        if seen > self._limit:
+            await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = InvalidRequest("The request's body is too large", limit_bytes=self._limit)
