@@ -230,7 +230,9 @@ class Host:
         self.spawn("serve", ["vapor-site", "serve"], user="vapor")
 
         def ready() -> bool:
-            if not self.runs("serve"):
+            # Between its pid file and its entry into the namespaces it lives, but is not here yet.
+            pid = read_pid(self.path(PID_FILES["serve"]))
+            if pid is None or not alive(pid):
                 log = self.path("/var/log/libvirt/serve.log")
                 raise LabFailed(f"vapor-site serve ended on {self.layout.name}", why=log.read_text()[-1500:])
             return answers(self.layout.address, API_PORT, greeting=False)
