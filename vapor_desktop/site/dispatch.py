@@ -72,9 +72,14 @@ def _peer(site: str) -> int:
 
 
 def _asked() -> list[str]:
-    """The client's command as words; [] when there is none or its quoting is broken."""
+    """The client's command as words; [] when there is none or its quoting is broken.
+
+    libvirt with ``proxy=native`` says ``sh -c 'virt-ssh-helper 'qemu:///system''`` [seen with 9.0]: taken
+    apart here and compared like the rest; no shell ever sees it.
+    """
     try:
-        return shlex.split(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        words = shlex.split(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        return shlex.split(words[2]) if words[:2] == ["sh", "-c"] and len(words) == 3 else words
     except ValueError:
         return []
 
