@@ -52,8 +52,8 @@ def _split(typed: str) -> SplitResult:
         typed = f"https://{typed}"
     try:
         return urlsplit(typed)
-    except ValueError as error:  # unbalanced brackets, or not an address inside them
-        raise _unfit("The brackets of an IPv6 address do not fit") from error
+    except ValueError as error:  # brackets, or characters that look like others
+        raise _unfit("That cannot be read as an address; an IPv6 address stands in [ ]") from error
 
 
 def _refuse_extras(parts: SplitResult) -> None:
@@ -68,7 +68,7 @@ def _refuse_extras(parts: SplitResult) -> None:
 
 
 def _host(parts: SplitResult) -> str:
-    host = (parts.hostname or "").rstrip(".")
+    host = _ascii((parts.hostname or "").rstrip("."))
     if not host:
         raise _unfit("The host is missing")
     if "%" in host:
@@ -85,14 +85,20 @@ def _host(parts: SplitResult) -> str:
     return _name(host)
 
 
-def _name(host: str) -> str:
+def _ascii(host: str) -> str:
+    """First of all: its characters may turn out to be digits."""
+    if host.isascii():
+        return host.lower()
     try:
-        name = host.encode("idna").decode() if not host.isascii() else host.lower()
+        return host.encode("idna").decode().lower().rstrip(".")
     except UnicodeError as error:
         raise _unfit("That is not a host name") from error
-    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+
+
+def _name(host: str) -> str:
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in host.split(".")):
         raise _unfit("That is not a host name: letters, digits, “-” and dots only")
-    return name
+    return host
 
 
 def _usable(

@@ -1,0 +1,254 @@
+"""``engine.ports.Mover`` over one SSH channel on which ``vapor-site mover`` runs between cycles."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vapor_desktop.engine.ports import ImageInfo
+from vapor_desktop.model.errors import (
+    ApiVersionMismatch,
+    ProtocolError,
+    SiteUnreachable,
+    TransferCancelled,
+    TransferInterrupted,
+    VaporError,
+    from_wire,
+)
+from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, Scrubbed, ScrubSlice, Transfer, Transferred
+from vapor_desktop.transport.api_client import parsed
+from vapor_desktop.transport.ssh import LineChannel
+
+HELLO_TIMEOUT_S = 20.0
+CANCEL_TIMEOUT_S = 30.0  # after that the channel is closed, which ends the mover
+VERB_TIMEOUT_S = 120.0  # verbs about one image file
+_LOOK_S = 0.2  # how often a waiting caller asks whether it is cancelled
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    kind: Literal["progress", "result", "error", "ended"]
+    data: Any = None
+
+
+@dataclass(slots=True)
+class _Line:
+    """One life of the channel: its reader, and who waits for which answer."""
+
+    channel: LineChannel
+    waiting: dict[int, queue.SimpleQueue[_Message]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: bool = False
+    last_words: str = ""
+
+
+class SshMover:
+    """Opens the channel on first use and again after it died. Thread-safe; several VMs' transfers at once.
+
+    open_channel: runs ``mover`` at the source and gives its channel; raises SiteUnreachable, HostKeyChanged,
+    NotAllowed. site_id: who must answer. Besides the mover's own errors raises TransferInterrupted when the
+    channel dies, ApiVersionMismatch when the mover speaks another protocol.
+    """
+
+    def __init__(self, open_channel: Callable[[], LineChannel], site_id: str) -> None:
+        self._open_channel = open_channel
+        self._site_id = site_id
+        self._lock = threading.Lock()
+        self._line: _Line | None = None
+        self._next_id = 1
+
+    def transfer(
+        self, request: Transfer, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
+    ) -> Transferred:
+        """Make one point at the peer. ``on_progress`` is called in this thread."""
+        answer = self._ask("transfer", request.model_dump(mode="json"), on_progress, cancelled)
+        result: Transferred = parsed(Transferred, answer, "The mover")
+        return result
+
+    def scrub(self, request: ScrubSlice, cancelled: Callable[[], bool]) -> Scrubbed:
+        """Compare a slice of the disks' digests."""
+        answer = self._ask("scrub", request.model_dump(mode="json"), lambda progress: None, cancelled)
+        result: Scrubbed = parsed(Scrubbed, answer, "The mover")
+        return result
+
+    def image_info(self, path: str) -> ImageInfo:
+        """A stopped VM's image."""
+        answer = self._quick("image-info", path=path)
+        info: ImageInfo = parsed(ImageInfo, answer, "The mover")
+        return info
+
+    def add_bitmap(self, path: str, name: str) -> None:
+        """A persistent bitmap in a stopped VM's image. Idempotent."""
+        self._quick("add-bitmap", path=path, name=name)
+
+    def clear_bitmap(self, path: str, name: str, expect_mtime_ns: int) -> bool:
+        """False when the image changed since."""
+        answer = self._quick("clear-bitmap", path=path, name=name, expect_mtime_ns=expect_mtime_ns)
+        cleared: dict[str, bool] = parsed(dict[str, bool], answer, "The mover")
+        return cleared.get("cleared", False)
+
+    def close(self) -> None:
+        """End of the mover's input: it ends, and the receiver keeps what is durable."""
+        with self._lock:
+            line, self._line = self._line, None
+        if line is not None:
+            line.channel.close()
+
+    # --- asking -----------------------------------------------------------------------------------
+    def _quick(self, verb: str, **params: Any) -> Any:
+        deadline = time.monotonic() + VERB_TIMEOUT_S
+        try:
+            return self._ask(verb, params, lambda progress: None, lambda: time.monotonic() > deadline)
+        except TransferCancelled as error:
+            raise SiteUnreachable(f"The mover did not answer “{verb}” within {VERB_TIMEOUT_S:g} s") from error
+
+    def _ask(
+        self, verb: str, params: Any, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
+    ) -> Any:
+        line = self._living()
+        number, answers = self._enter(line)
+        try:
+            self._send(line, {"id": number, "verb": verb, "params": params})
+            return self._wait(line, number, answers, on_progress, cancelled)
+        finally:
+            with line.lock:
+                line.waiting.pop(number, None)
+
+    def _wait(
+        self,
+        line: _Line,
+        number: int,
+        answers: queue.SimpleQueue[_Message],
+        on_progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> Any:
+        give_up_at: float | None = None
+        while True:
+            if give_up_at is None and cancelled():
+                give_up_at = time.monotonic() + CANCEL_TIMEOUT_S
+                self._send(line, {"id": self._number(), "verb": "cancel", "params": {"id": number}})
+            if give_up_at is not None and time.monotonic() > give_up_at:
+                line.channel.close()
+                raise TransferCancelled("Cancelled; the mover did not stop by itself, so its channel was closed")
+            try:
+                message = answers.get(timeout=_LOOK_S)
+            except queue.Empty:
+                continue
+            if message.kind == "progress":
+                on_progress(parsed(Progress, message.data, "The mover"))
+            elif message.kind == "result":
+                return message.data
+            else:
+                raise from_wire(message.data) if message.kind == "error" else _interrupted(line)
+
+    def _enter(self, line: _Line) -> tuple[int, queue.SimpleQueue[_Message]]:
+        number = self._number()
+        answers: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        with line.lock:
+            if line.ended:
+                raise _interrupted(line)
+            line.waiting[number] = answers
+        return number, answers
+
+    def _number(self) -> int:
+        with self._lock:
+            self._next_id += 1
+            return self._next_id
+
+    @staticmethod
+    def _send(line: _Line, value: Any) -> None:
+        try:
+            line.channel.send(value)
+        except SiteUnreachable as error:
+            raise _interrupted(line) from error
+
+    # --- the channel's life -------------------------------------------------------------------------
+    def _living(self) -> _Line:
+        with self._lock:
+            if self._line is None or self._line.ended:
+                self._line = self._opened()
+            return self._line
+
+    def _opened(self) -> _Line:
+        line = _Line(self._open_channel())
+        hello: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(line, hello), name=f"mover {self._site_id}", daemon=True).start()
+        try:
+            self._check(line, hello.get(timeout=HELLO_TIMEOUT_S))
+        except queue.Empty as error:
+            line.channel.close()
+            raise TransferInterrupted(
+                "The mover did not greet", why=f"nothing within {HELLO_TIMEOUT_S:g} s", stderr=line.last_words
+            ) from error
+        except VaporError:
+            line.channel.close()
+            raise
+        return line
+
+    def _check(self, line: _Line, first: Any) -> None:
+        if first is None:
+            raise _interrupted(line, "The mover did not start")
+        if isinstance(first, VaporError):
+            raise first
+        hello = first.get("hello") if isinstance(first, dict) else None
+        if not isinstance(hello, dict):
+            raise ProtocolError("The mover did not greet first")
+        if hello.get("mover_protocol") != MOVER_PROTOCOL:
+            raise ApiVersionMismatch(
+                f"The mover speaks protocol {hello.get('mover_protocol')}, this program {MOVER_PROTOCOL}"
+            )
+        if hello.get("site_id") != self._site_id:
+            raise ProtocolError(
+                "The mover belongs to another site", site_id=hello.get("site_id"), expected=self._site_id
+            )
+
+
+def _read(line: _Line, hello: queue.SimpleQueue[Any]) -> None:
+    """The channel's reader: the first line is the greeting, every other goes to who asked."""
+    greeted = False
+    try:
+        for value in line.channel.lines():
+            if not greeted:
+                greeted = True
+                hello.put(value)
+            else:
+                _dispatch(line, value)
+    except VaporError as error:
+        _log.warning("the mover's channel is of no use any more: %s", error)
+        if not greeted:
+            hello.put(error)
+        line.channel.close()
+    line.last_words = line.channel.last_words()
+    with line.lock:
+        line.ended = True
+        waiting = list(line.waiting.values())
+    hello.put(None)
+    for answers in waiting:
+        answers.put(_Message("ended"))
+
+
+def _dispatch(line: _Line, value: Any) -> None:
+    if not isinstance(value, dict) or not isinstance(value.get("id"), int):
+        raise ProtocolError("The mover answered nobody", got=str(value)[:200])
+    with line.lock:
+        answers = line.waiting.get(value["id"])
+    if answers is None:
+        return  # the answer to a cancel, or to a caller that gave up
+    if value.get("event") == "progress":
+        answers.put(_Message("progress", value.get("data")))
+    elif "error" in value:
+        answers.put(_Message("error", value["error"]))
+    elif "result" in value:
+        answers.put(_Message("result", value["result"]))
+    # Events of kinds we do not know are news of a newer mover: they change nothing for us.
+
+
+def _interrupted(line: _Line, what: str = "The transfer broke off") -> TransferInterrupted:
+    return TransferInterrupted(what, why="the SSH channel of the mover ended", stderr=line.last_words)
