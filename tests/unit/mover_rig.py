@@ -113,13 +113,18 @@ class Rig:
         self.source = self._site("a", reserve_bytes)
         self.target = self._site("b", reserve_bytes)
         self.source_id, self.target_id = ensure_identity(self.source), ensure_identity(self.target)
-        self.vm = str(uuid4())
         self.epoch = Epoch(number=1, owner=self.source_id)
         self.store = ReplicaStore(
             self.target.replica_roots, self.target_id, leases.checker(self.target.leases_dir), reserve_bytes
         )
-        self.fence = 0
-        self.lease()
+        self.renew_vm()
+        self.pool = PeerPool(lambda _peer: self.receive_argv())
+        self.helper = HelperClient(self.source.helper_socket)
+
+    def renew_vm(self) -> None:
+        """Another VM, with an empty replica; the old one's files stay."""
+        self.vm = str(uuid4())
+        self.fence = self.lease()
         self.store.create(
             self.vm,
             ReplicaCreate(
@@ -131,8 +136,6 @@ class Rig:
                 mappings=Mappings(),
             ),
         )
-        self.pool = PeerPool(lambda _peer: self.receive_argv())
-        self.helper = HelperClient(self.source.helper_socket)
 
     def _site(self, name: str, reserve_bytes: int) -> SiteSettings:
         base = self.root / name

@@ -1,0 +1,232 @@
+"""The mover against ``nbdcopy`` through an SSH-forwarded unix socket: same disks, same run, real sshd on loopback.
+
+``python -m tests.bench.bench_mover [--gib N] [--rounds N] [--dir DIR] [--json FILE]``. Ratios are throughputs,
+ours divided by the rival's; the medians of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.bench.loopback import Sshd
+from tests.unit.mover_rig import MIB, Rig, SourceDisk, disk, export, run
+from vapor_desktop.model.manifest import DiskMode
+from vapor_desktop.model.wire import Transfer, Transferred
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Mover:
+    """A ``vapor-site mover`` process, spoken to as the engine does."""
+
+    def __init__(self, rig: Rig) -> None:
+        environment = {**os.environ, "VAPOR_SITE_CONFIG": f"{rig.root}/a/site.toml"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vapor_desktop.site.mover.send_main"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self._number = 0
+        self.hello = self._line()
+
+    def transfer(self, transfer: Transfer) -> Transferred:
+        """Run one; raises RuntimeError with what the mover said."""
+        self._number += 1
+        request = {"id": self._number, "verb": "transfer", "params": transfer.model_dump(mode="json")}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        while True:
+            message = self._line()
+            if "result" in message:
+                return Transferred.model_validate(message["result"])
+            if "error" in message:
+                raise RuntimeError(message["error"])
+
+    def _line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("The mover ended")
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=20)
+
+
+def fill(kind: str, path: Path, size_bytes: int) -> SourceDisk:
+    """A disk of random data, or with half of every 64 KiB block compressible (zeroes or text)."""
+    source = SourceDisk(path, size_bytes)
+    raw = path.with_suffix(".raw")
+    rng = random.Random(7)
+    words = [rng.randbytes(rng.randint(3, 9)) for _ in range(300)]
+    with raw.open("wb") as file:
+        for _ in range(size_bytes // MIB):
+            if kind == "random":
+                file.write(os.urandom(MIB))
+                continue
+            noise = os.urandom(MIB // 2)
+            text = bytes(32768) if kind == "half-zero" else b"".join(rng.choices(words, k=8192))[:32768]
+            file.write(b"".join(noise[i : i + 32768] + text for i in range(0, MIB // 2, 32768)))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
+    raw.unlink()
+    return source
+
+
+def nbdcopy(sshd: Sshd, source: Path, where: Path, size_bytes: int) -> float:
+    """Seconds of one copy into a fresh qcow2, flushed, through a forwarded socket that is already up."""
+    with ExitStack() as stack:
+        image, there, here = where / "rival.qcow2", where / "there", where / "here"
+        run("qemu-img", "create", "-q", "-f", "qcow2", image, str(size_bytes))
+        server = subprocess.Popen(
+            ["qemu-nbd", "--discard=unmap", "-f", "qcow2", "-x", "disk", "-t", "-e", "16", "-k", there, str(image)]
+        )
+        stack.callback(lambda: (server.kill(), server.wait(), there.unlink(missing_ok=True), image.unlink()))
+        while not there.exists():
+            time.sleep(0.005)
+        link = sshd.forward(here, there)
+        stack.callback(lambda: (link.terminate(), link.wait(), here.unlink(missing_ok=True)))
+        started = time.monotonic()
+        run("nbdcopy", "--flush", f"nbd+unix:///disk?socket={source}", f"nbd+unix:///disk?socket={here}")
+        return time.monotonic() - started
+
+
+def peak_rss_mb(pid: int) -> float:
+    """VmHWM."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmHWM")
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def pids(*words: str) -> list[int]:
+    """Processes whose command line holds all the words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if all(w in line for w in words) and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def bulk(kind: str, rig: Rig, sshd: Sshd, mover: Mover, size: int, rounds: int, say: Callable[[str], None]) -> float:
+    """Median throughput ratio on one kind of data."""
+    source = fill(kind, rig.root / f"{kind}.qcow2", size)
+    ours, rival = [], []
+    with export(source.path) as socket:
+        for _ in range(rounds):
+            rival.append(nbdcopy(sshd, socket, rig.root, size))
+            rig.renew_vm()
+            started = time.monotonic()
+            done = mover.transfer(rig.transfer([disk("vda", size, socket)], checkpoint=None))
+            ours.append(time.monotonic() - started)
+            say(f"  {kind}: nbdcopy {rival[-1]:.2f} s, ours {ours[-1]:.2f} s, wire {done.wire_bytes / size:.3f}")
+        if not rig.identical(1, "vda", socket):
+            raise RuntimeError("the copy differs")
+    source.path.unlink()
+    return statistics.median(rival) / statistics.median(ours)
+
+
+def deltas(rig: Rig, mover: Mover, say: Callable[[str], None]) -> dict[str, float]:
+    """An empty delta end to end, and scattered small writes: wire bytes per changed byte."""
+    size = 1 << 30
+    source = SourceDisk(rig.root / "delta.qcow2", size)
+    source.write((0, 64 * MIB, 1))
+    rig.renew_vm()
+    source.bitmap("cp0")
+    with export(source.path) as socket:
+        mover.transfer(rig.transfer([disk("vda", size, socket)], checkpoint="cp0"))
+    empty = []
+    with export(source.path, bitmap="cp0") as socket:
+        for i in range(7):
+            started = time.monotonic()
+            mover.transfer(rig.transfer([disk("vda", size, socket, DiskMode.DELTA, "cp0")], checkpoint=f"e{i}"))
+            empty.append(time.monotonic() - started)
+    rng = random.Random(3)
+    writes = [(rng.randrange(size // 65536) * 65536, 65536, rng.randrange(1, 1 << 30)) for _ in range(200)]
+    source.write(*writes)
+    changed = 65536 * len({w[0] for w in writes})
+    with export(source.path, bitmap="cp0") as socket:
+        done = mover.transfer(rig.transfer([disk("vda", size, socket, DiskMode.DELTA, "cp0")], checkpoint="d"))
+        if not rig.identical(done.seq, "vda", socket):
+            raise RuntimeError("the delta differs")
+    say(f"  empty delta: {statistics.median(empty) * 1000:.0f} ms (worst {max(empty) * 1000:.0f} ms)")
+    return {
+        "empty_delta_s": statistics.median(empty),
+        "wire_bytes_per_changed_byte": done.wire_bytes / changed,
+    }
+
+
+def main() -> int:
+    """Run everything; prints a table, and JSON as the last line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dir", default=None)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default=None)
+    options = parser.parse_args()
+    size = int(options.gib * 1024) * MIB
+    numbers: dict[str, float] = {}
+    with ExitStack() as stack:
+        root = stack.enter_context(tempfile.TemporaryDirectory(prefix="vb-", dir=options.dir))
+        rig = Rig(Path(root))
+        sshd = Sshd(rig)
+        stack.callback(sshd.close)
+        mover = Mover(rig)
+        stack.callback(mover.close)
+        numbers |= deltas(rig, mover, print)
+        names = {
+            "random": "mover_vs_nbdcopy_incompressible",
+            "half-zero": "mover_vs_nbdcopy_half",
+            "half-text": "mover_vs_nbdcopy_half_text",
+        }
+        for kind, name in names.items():
+            if options.only in (None, kind):
+                numbers[name] = bulk(kind, rig, sshd, mover, size, options.rounds, print)
+        receive = [p for p in pids("vapor_desktop.site.dispatch", rig.source_id) if not pids_is_shell(p)]
+        numbers["send_peak_rss_mb"] = peak_rss_mb(mover.process.pid)
+        numbers["receive_peak_rss_mb"] = max(peak_rss_mb(p) for p in receive)
+        numbers["send_cpu_s"] = cpu_s(mover.process.pid)
+        numbers["receive_cpu_s"] = sum(cpu_s(p) for p in receive)
+    for name, value in numbers.items():
+        print(f"{name:40} {value:10.3f}")
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=1))
+    print(json.dumps(numbers))
+    return 0
+
+
+def pids_is_shell(pid: int) -> bool:
+    """sshd runs a forced command through the login shell, whose own memory does not count."""
+    return os.path.basename(os.readlink(f"/proc/{pid}/exe")) in ("bash", "sh", "dash", "ssh", "sshd")  # noqa: PTH119, PTH115
+
+
+if __name__ == "__main__":
+    sys.exit(main())
