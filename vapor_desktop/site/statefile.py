@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vapor_desktop.model.errors import Unexpected
+
+_log = logging.getLogger("vapor.site")
 
 
 def make_dir(path: Path, mode: int = 0o750) -> Path:
@@ -89,25 +92,35 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def append_json(path: Path, value: dict[str, Any]) -> None:
-    """One more JSON line, durable on return. Lines of several writers do not mix (one write, O_APPEND)."""
+    """One more JSON line, durable on return. Lines of several writers do not mix (one write, O_APPEND).
+
+    After a torn line (power cut) a new one is begun, so that one loss stays one.
+    """
     line = json.dumps(value, sort_keys=True).encode() + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         _give(path)
-        os.write(descriptor, line)
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" + line if torn else line)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a torn last line (power cut) is left out. [] when there is no such file."""
+    """All whole lines; a torn one is logged and left out. [] when there is no such file."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return []
-    whole = raw[: raw.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line.strip()]
+    found = []
+    for number, line in enumerate(raw.splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            _log.warning("%s: line %d is torn and left out", path, number)
+    return found
 
 
 def _give(path: Path) -> None:
