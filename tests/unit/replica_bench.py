@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vapor_desktop.model.errors import StaleLease
+from vapor_desktop.model.errors import StaleLease, VaporError
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent, align
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest, PointDisk
 from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.wire import PointDraft, ReplicaCreate, WriteGrant
-from vapor_desktop.site.replica import Incoming, ReplicaStore, block_digest
+from vapor_desktop.site.replica import Incoming, ReplicaStore, block_digest, steps
 
 VM = "7d6b7a52-3f1c-4d7a-9d53-0a8a0c0b1e11"
 SOURCE, TARGET = "site-a", "site-b"
 MIB = 1 << 20
 START = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 XML = "<domain type='kvm'><name>vm</name></domain>"
+
+
+class Broken(Exception):
+    """The mover could not write."""
 
 
 class Leases:
@@ -149,6 +157,13 @@ class Bench:
         self.source.clean()
         return done
 
+    def copy_to(self, root: Path) -> Bench:
+        """The same replica and source, elsewhere: backing names are relative."""
+        shutil.copytree(self.root, root)
+        other = Bench(root, copy.deepcopy(self.source), self.leases.fence)
+        other.epoch, other.expected = self.epoch, dict(self.expected)
+        return other
+
     def cycle(self, writes: int = 4) -> int:
         """One point; its number."""
         self.source.work(writes)
@@ -158,12 +173,19 @@ class Bench:
             return incoming.seq
 
     def check(self) -> None:
-        """Every living point reads as the source was; no file of ours is left over."""
+        """Every living point reads as the source was, and the digest tables say the same of the newest."""
+        self.check_points()
+        self.check_tables()
+
+    def check_points(self) -> None:
         manifest = self.manifest
         living = [p for p in manifest.points if not p.dead]
         for entry in living:
             for disk, content in self.expected[entry.seq].items():
                 assert read_image(self.store.disk_path(VM, entry.seq, disk)) == content, (entry.seq, disk)
+
+    def check_tables(self) -> None:
+        living = [p for p in self.manifest.points if not p.dead]
         if living:
             for disk, content in self.expected[living[-1].seq].items():
                 table = self.store.digests(VM, disk)
@@ -193,8 +215,8 @@ def write_image(image: Path, content: bytes | bytearray, extents: Iterable[Exten
                     commands.append(f"write -s {raw} {at} {len(block)}")
         script = "\n".join([*commands, "flush", "quit", ""])
         done = subprocess.run(["qemu-io", "-f", "qcow2", str(image)], input=script, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "failed" not in done.stdout, done.stdout
+        if done.returncode or "failed" in done.stdout:
+            raise Broken(done.stderr + done.stdout)
 
 
 def read_image(image: Path) -> bytes:
@@ -205,33 +227,51 @@ def read_image(image: Path) -> bytes:
         return raw.read_bytes()
 
 
-def killed_at(step: str, root: Path, body: str, nth: int = 1) -> bool:
-    """Run ``body`` (with ``bench`` on ``root``) in a process that is killed -9 at the nth time it reaches a step.
+def steps_of(action: Callable[[], object]) -> list[tuple[str, int]]:
+    """Every durable step that ``action`` goes through, and how many times it had been there."""
+    seen: list[tuple[str, int]] = []
 
-    False: it never got there, and ended well.
-    """
-    program = textwrap.dedent(
-        """
-        import os, signal, sys
-        from pathlib import Path
-        from replica_bench import *
-        from vapor_desktop.site.replica import steps
-        left = [NTH]
-        def reached(step):
-            if step == STEP:
+    def reached(step: str) -> None:
+        seen.append((step, 1 + sum(step == s for s, _ in seen)))
+
+    before, steps.reached = steps.reached, reached
+    try:
+        action()
+    finally:
+        steps.reached = before
+    return seen
+
+
+def in_process(action: Callable[[], object], cut: tuple[str, int] | None = None) -> int:
+    """Do it in a forked process; with ``cut`` it is killed -9 at that step. The process's number, to wait for."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        left = [cut[1] if cut else 0]
+
+        def reached(step: str) -> None:
+            if cut and step == cut[0]:
                 left[0] -= 1
                 if not left[0]:
                     os.kill(os.getpid(), signal.SIGKILL)
+
         steps.reached = reached
-        bench = Bench(Path(ROOT), Source(**SIZES))
-        """
-    )
-    program = (
-        f"NTH, STEP, ROOT, SIZES = {nth}, {step!r}, {str(root)!r}, {{'vda': {4 * MIB}, 'vdb': {MIB}}}\n"
-        + program
-        + textwrap.dedent(body)
-    )
-    repository = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True)
-    assert done.returncode in (0, -9), done.stderr
-    return done.returncode == -9
+        action()
+        os._exit(0)
+    except (VaporError, Broken) as error:
+        print(f"refused: {error!r}", file=sys.stderr)
+        os._exit(3)
+    except BaseException:  # noqa: BLE001  (nothing may return into the forked test run)
+        traceback.print_exc()
+        os._exit(1)
+
+
+def ended(pid: int) -> int:
+    """Exit code; -9 for a killed one."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def cut_at(cut: tuple[str, int], action: Callable[[], object]) -> None:
+    """The action is killed -9 at that step."""
+    assert ended(in_process(action, cut)) == -signal.SIGKILL

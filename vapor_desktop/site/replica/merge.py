@@ -83,6 +83,7 @@ def check_free(layout: Layout, manifest: Manifest, journal: MergeJournal, refs: 
         busy.release()
         chain |= {layout.incoming / disk.file for disk in (record.disks if record else {}).values()}
     for pair in journal.pairs.values():
+        chain |= {layout.disks / name for name in pair if name is not None}
         for image in (layout.disks / name for name in pair if name is not None):
             _check_unused(image, refs)
             for child in refs.children(image):
@@ -156,7 +157,10 @@ def finish(layout: Layout, manifest: Manifest, journal: MergeJournal, scan: Scan
         points = tuple(_moved(p, journal) for p in manifest.points if p.seq != journal.seq)
         manifest = index.save(layout, manifest, manifest.model_copy(update={"points": points}))
         steps.reached("merge-listed")
-    if manifest.entry(journal.seq) is None:  # else: cut before the point was marked dead, nothing was touched
+    living = manifest.entry(journal.seq)
+    if living is not None:  # cut before the point was marked dead: nothing was touched
+        index.save_entry(layout, living)
+    else:
         remove_flat(layout.point(journal.seq))
         _delete_leftovers(layout, manifest, journal, scan())
     _forget_heads(layout)

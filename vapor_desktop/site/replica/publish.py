@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vapor_desktop.model.errors import DigestMismatch, ImageToolFailed, InvalidRequest, ProtocolError
+from vapor_desktop.model.errors import (
+    DigestMismatch,
+    ImageToolFailed,
+    InvalidRequest,
+    ManifestInvalid,
+    NotFound,
+    ProtocolError,
+)
 from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointDisk, PointEntry
 from vapor_desktop.model.wire import PointDraft
 from vapor_desktop.site.replica import index, qcow2, steps
@@ -183,9 +190,8 @@ def _fold(layout: Layout, newest: PointEntry, target: str) -> None:
         return
     size = newest.sizes.get(target, 0)
     path = layout.table(target)
-    header = qcow2.read_header(layout.disks / newest.files[target])
-    if header is not None and header.backing is None:
-        remove(path)  # a first copy of a disk of that name: an older table is of another disk
+    if not _is_parents(layout, newest, target, _text(at)):
+        remove(path)
     table = DigestTable(path, size)
     if updates.exists():
         for first, slots in data_runs(updates):
@@ -197,6 +203,17 @@ def _fold(layout: Layout, newest: PointEntry, target: str) -> None:
     steps.reached("digests-folded")
     write_durable(at, str(newest.seq).encode())
     remove(updates)
+
+
+def _is_parents(layout: Layout, newest: PointEntry, target: str, table_of: str) -> bool:
+    """Whether the table is that of the point's parent: not after a first copy, nor after a rebuild without a point."""
+    header = qcow2.read_header(layout.disks / newest.files[target])
+    if header is None or header.backing is None:
+        return False
+    try:
+        return str(index.load_point(layout, newest.seq).parent_seq) == table_of
+    except (NotFound, ManifestInvalid):
+        return False
 
 
 def _text(path: Path) -> str:

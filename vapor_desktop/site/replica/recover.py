@@ -66,6 +66,8 @@ def candidate(layout: Layout) -> Manifest:
             point = index.load_point(layout, seq)
         except (ManifestInvalid, NotFound):
             continue
+        if entry is not None and entry.dead and not layout.merge_journal.exists():
+            entry = entry.model_copy(update={"dead": False})  # marked, but its merge never began
         if entry is not None and point.vm_uuid == layout.vm and _whole(layout, entry):
             found.append((point, entry))
     if outer is None and not found:
