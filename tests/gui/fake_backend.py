@@ -240,7 +240,7 @@ class FakeBackend:
         self._take("points", protection_id)
         return [
             PointRow(protection_id, seq, NOW - timedelta(minutes=7 * n), NOW - timedelta(minutes=7 * n),
-                     "quiesced" if n % 2 else "crash", (n * 37 + 5) * MIB, ("user: before upgrade",) if n == 2 else (),
+                     "quiesced" if n % 2 else "crash", (n * 37 + 5) * MIB, ("before upgrade",) if n == 2 else (),
                      n != 3, NOW - timedelta(days=1) if n == 4 else None)
             for n, seq in enumerate(range(41, 31, -1))
         ]  # fmt: skip

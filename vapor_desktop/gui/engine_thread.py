@@ -1,4 +1,4 @@
-"""The engine in a QThread of its own. It knows nothing of Qt; it gets an event that says stop."""
+"""The engine in a QThread of its own. The engine knows nothing of Qt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import logging
 import threading
 from collections.abc import Callable
 
-from PySide6.QtCore import QObject, QThread, Signal
+from PySide6.QtCore import QThread, Signal
 
 from vapor_desktop.model.errors import Unexpected, VaporError
 
 log = logging.getLogger(__name__)
-
-RunEngine = Callable[[threading.Event], None]
 
 
 class EngineThread(QThread):
@@ -24,16 +22,16 @@ class EngineThread(QThread):
 
     failed = Signal(object)
 
-    def __init__(self, run_engine: RunEngine, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self._run_engine = run_engine
-        self._stop = threading.Event()
+    def __init__(self, run_engine: Callable[[], None], stop_engine: Callable[[], None]) -> None:
+        """``run_engine`` blocks as long as the engine lives; ``stop_engine`` makes it return."""
+        super().__init__()
+        self._run_engine, self._stop_engine = run_engine, stop_engine
         self.setObjectName("engine")
 
     def run(self) -> None:
-        """In the thread: blocks as long as the engine lives."""
+        """In the thread."""
         try:
-            self._run_engine(self._stop)
+            self._run_engine()
         except VaporError as error:
             log.exception("the engine stopped by an error")
             self.failed.emit(error)
@@ -43,4 +41,4 @@ class EngineThread(QThread):
 
     def stop_engine(self) -> None:
         """Ask it to end; returns at once. ``finished`` tells when it has."""
-        self._stop.set()
+        threading.Thread(target=self._stop_engine, name="stop-engine", daemon=True).start()

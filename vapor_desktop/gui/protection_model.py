@@ -6,37 +6,22 @@ in a few milliseconds, and selection and scroll survive because persistent index
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt, Signal
+from PySide6.QtCore import QModelIndex, QObject, Qt, Signal
 
 from vapor_desktop.gui import words
+from vapor_desktop.gui.keyed_table import VALUE_ROLE, Index, KeyedTableModel, runs
 from vapor_desktop.gui.protection_columns import COLUMNS, INDEX, Chip, Row, changed_columns
 from vapor_desktop.gui.protection_looks import Looks
 from vapor_desktop.model.view import Snapshot
 
-Index = QModelIndex | QPersistentModelIndex
-ROW_ROLE = Qt.ItemDataRole.UserRole + 1
+ROW_ROLE = VALUE_ROLE
 DOWN = Qt.SortOrder.DescendingOrder
 
 
-def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Sorted numbers as closed ranges of neighbours."""
-    start = end = None
-    for n in numbers:
-        if start is None or end is None:
-            start = end = n
-        elif n == end + 1:
-            end = n
-        else:
-            yield start, end
-            start = end = n
-    if start is not None and end is not None:
-        yield start, end
-
-
-class ProtectionModel(QAbstractTableModel):
+class ProtectionModel(KeyedTableModel):
     """Rows of protections and of unprotected VMs.
 
     Signals:
@@ -49,16 +34,11 @@ class ProtectionModel(QAbstractTableModel):
         super().__init__(parent)
         self._looks = looks
         self._all: dict[str, Row] = {}
-        self._shown: list[str] = []
         self._text = ""
         self._chip = Chip.ALL
         self._sort: tuple[int, Qt.SortOrder] = (INDEX["sev"], Qt.SortOrder.AscendingOrder)
 
     # --- what Qt asks -------------------------------------------------------------------------
-    def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
-        """Rows shown."""
-        return 0 if parent.isValid() else len(self._shown)
-
     def columnCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
         """Columns, hidden ones too."""
         return 0 if parent.isValid() else len(COLUMNS)
@@ -170,37 +150,7 @@ class ProtectionModel(QAbstractTableModel):
         return [row.key for row in (*known, *unknown)]
 
     def _arrange(self) -> None:
-        wanted = self._wanted()
-        if wanted == self._shown:
-            return
-        keep, have = set(wanted), set(self._shown)
-        self._remove({key for key in self._shown if key not in keep})
-        new = [key for key in wanted if key not in have]
-        if new:
-            at = len(self._shown)
-            self.beginInsertRows(QModelIndex(), at, at + len(new) - 1)
-            self._shown.extend(new)
-            self.endInsertRows()
-        if wanted != self._shown:
-            self._reorder(wanted)
-
-    def _remove(self, keys: set[str]) -> None:
-        places = [n for n, key in enumerate(self._shown) if key in keys]
-        for first, last in reversed(list(runs(places))):
-            self.beginRemoveRows(QModelIndex(), first, last)
-            del self._shown[first : last + 1]
-            self.endRemoveRows()
-
-    def _reorder(self, wanted: list[str]) -> None:
-        hint = QAbstractTableModel.LayoutChangeHint.VerticalSortHint
-        self.layoutAboutToBeChanged.emit([], hint)
-        old = self._shown
-        place = {key: n for n, key in enumerate(wanted)}
-        before = self.persistentIndexList()
-        self._shown = wanted
-        after = [self.index(place[old[i.row()]], i.column()) for i in before]
-        self.changePersistentIndexList(before, after)
-        self.layoutChanged.emit([], hint)
+        self._arrange_to(self._wanted())
 
     def _tell_changes(self, old: dict[str, Row]) -> None:
         touched: dict[int, list[int]] = {}

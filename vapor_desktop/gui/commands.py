@@ -1,0 +1,172 @@
+"""What the verbs do: ask where it must be asked, then run them as errands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from html import escape
+
+from PySide6.QtCore import QObject, Qt, Signal
+from PySide6.QtWidgets import QDialog, QMessageBox, QWidget
+
+from vapor_desktop.gui.context import Context
+from vapor_desktop.gui.error_box import show_error
+from vapor_desktop.gui.failover_sheet import FailoverSheet
+from vapor_desktop.gui.pair_wizard import PairWizard
+from vapor_desktop.gui.protect_wizard import ProtectWizard
+from vapor_desktop.gui.protection_columns import Row
+from vapor_desktop.gui.typed_confirm import TypedConfirm
+from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.view import SiteStatus, Snapshot, Task
+
+Skipped = Sequence[tuple[Row, str]]
+_TITLES = {"sync": "Sync", "pause": "Pause", "resume": "Resume"}
+
+
+class Commands(QObject):
+    """Opens dialogs and runs errands.
+
+    Signals:
+        opened: show the VM of this protection id.
+    """
+
+    opened = Signal(str)
+
+    def __init__(self, context: Context, window: QWidget) -> None:
+        super().__init__(window)
+        self._context, self._window = context, window
+        self._snapshot: Snapshot | None = None
+        self.dialog: QDialog | QMessageBox | None = None  # the one opened last
+
+    def take(self, snapshot: Snapshot) -> None:
+        """What is known now."""
+        self._snapshot = snapshot
+
+    def do(self, verb: str, rows: Sequence[Row], skipped: Skipped) -> None:
+        """A verb on rows; rows it does not apply to are skipped, and said."""
+        if verb in _TITLES:
+            if skipped:
+                self._ask_mixed(verb, rows, skipped)
+            else:
+                self._run_each(verb, rows)
+        elif verb == "protect":
+            self.protect(rows)
+        elif verb == "open" and rows:
+            self.opened.emit(rows[0].key)
+        elif verb == "unprotect" and rows:
+            self.unprotect(rows[0])
+        elif verb == "failover" and rows:
+            self.failover(rows[0])
+
+    def _run_each(self, verb: str, rows: Sequence[Row]) -> None:
+        backend = self._context.backend
+        work: dict[str, Callable[[str], None]] = {
+            "sync": backend.sync_now,
+            "pause": backend.pause,
+            "resume": backend.resume,
+        }
+        for row in rows:
+            self._context.errands.run(f"{_TITLES[verb]} {row.name}", partial(work[verb], row.key), subject=row.key)
+
+    def _ask_mixed(self, verb: str, rows: Sequence[Row], skipped: Skipped) -> None:
+        why = "".join(f"<li>{escape(reason)}</li>" for _row, reason in skipped[:10])
+        more = f"<li>and {len(skipped) - 10} more</li>" if len(skipped) > 10 else ""
+        text = f"{_TITLES[verb]} will run on {len(rows)}, and skips {len(skipped)}:<ul>{why}{more}</ul>"
+        box = QMessageBox(QMessageBox.Icon.Question, _TITLES[verb], text, parent=self._window)
+        box.addButton(QMessageBox.StandardButton.Cancel)
+        go = box.addButton(f"&{_TITLES[verb]} {len(rows)}", QMessageBox.ButtonRole.AcceptRole)
+        go.clicked.connect(lambda: self._run_each(verb, rows))
+        self._open(box)
+
+    # --- dialogs ----------------------------------------------------------------------------------------
+    def pair(self) -> None:
+        """The pairing wizard."""
+        sites = [s.site for s in self._snapshot.sites] if self._snapshot else []
+        self._open(PairWizard(self._context, sites, self._window))
+
+    def protect(self, rows: Sequence[Row] = ()) -> None:
+        """The protect wizard, with these VMs ticked."""
+        sites = self._snapshot.sites if self._snapshot else ()
+        if len(sites) < 2:
+            text = "Protecting a VM needs two paired sites: where it runs, and where its recovery points are kept."
+            box = QMessageBox(QMessageBox.Icon.Information, "Protect", text, parent=self._window)
+            box.addButton(QMessageBox.StandardButton.Close)
+            box.addButton("&Pair site…", QMessageBox.ButtonRole.AcceptRole).clicked.connect(self.pair)
+            self._open(box)
+            return
+        pairs = self._snapshot.pairs if self._snapshot else ()
+        chosen = [row.vm for row in rows if row.vm is not None]
+        self._open(ProtectWizard(self._context, sites, pairs, chosen, self._window))
+
+    def failover(self, row: Row) -> None:
+        """The failover sheet."""
+        if row.status is None:
+            return
+        sheet = FailoverSheet(self._context, row.key, row.name, row.status.target_name, self._window)
+        title = f"Fail over {row.name} to {row.status.target_name}"
+        backend = self._context.backend
+
+        def run() -> None:
+            decided = partial(backend.failover, row.key, sheet.seq, sheet.why)
+            self._context.errands.run(title, decided, subject=row.key)
+
+        sheet.accepted.connect(run)
+        self._open(sheet)
+
+    def unprotect(self, row: Row) -> None:
+        """Typed confirmation, then unprotect."""
+        if row.status is None:
+            return
+        name, target, backend = escape(row.name), escape(row.status.target_name), self._context.backend
+        text = (
+            f"<h3>Stop protecting {name}</h3>No new recovery points are made. Its {row.status.point_count} "
+            f"recovery points at {target} stay, unless you tick the box."
+        )
+        dialog = TypedConfirm(
+            self._window,
+            title=f"Unprotect {row.name}",
+            text=text,
+            name=row.name,
+            button=f"Unprotect {row.name}",
+            option=f"Also &delete its recovery points at {row.status.target_name}, for ever",
+        )
+
+        def run() -> None:
+            delete = dialog.option.isChecked()
+            self._context.errands.run(
+                f"Unprotect {row.name}", lambda: backend.unprotect(row.key, delete_replica=delete), subject=row.key
+            )
+
+        dialog.accepted.connect(run)
+        self._open(dialog)
+
+    def remove_site(self, site: SiteStatus) -> None:
+        """Typed confirmation, then forget the site."""
+        name, backend = site.site.name, self._context.backend
+        text = f"<h3>Forget {escape(name)}</h3>Its keys and its token are removed from this console. Replicas stay."
+        title = f"Remove {name}"
+        dialog = TypedConfirm(self._window, title=title, text=text, name=name, button=title)
+        run = self._context.errands.run
+        dialog.accepted.connect(lambda: run(title, lambda: backend.remove_site(site.site.site_id)))
+        self._open(dialog)
+
+    def adopt(self, site: SiteStatus) -> None:
+        """Take over what the site's manifests describe: reversible, so no question."""
+        backend = self._context.backend
+        title = f"Adopt the replicas of {site.site.name}"
+        self._context.errands.run(title, lambda: backend.adopt_replicas(site.site.site_id))
+
+    def cancel(self, task: Task) -> None:
+        """Ask the engine to cancel a task."""
+        backend = self._context.backend
+        self._context.errands.run(f"Cancel: {task.title}", lambda: backend.cancel(task.key))
+
+    def show_failure(self, title: str, error: VaporError) -> None:
+        """A verb did not work."""
+        self.dialog = show_error(self._window, title, error)
+
+    def _open(self, dialog: QDialog) -> None:
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.setModal(True)
+        self.dialog = dialog
+        dialog.open()

@@ -1,0 +1,345 @@
+"""The main window: navigation, tool bar, banners, pages, activity panel, status bar."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QByteArray, QSize, Qt, QTimer, Signal
+from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QKeySequence
+from PySide6.QtWidgets import (
+    QHBoxLayout,
+    QListWidget,
+    QListWidgetItem,
+    QMainWindow,
+    QStackedWidget,
+    QToolBar,
+    QVBoxLayout,
+    QWidget,
+)
+
+from vapor_desktop.gui.activity import ActivityPage, ActivityPanel
+from vapor_desktop.gui.banner import BannerBar
+from vapor_desktop.gui.commands import Commands
+from vapor_desktop.gui.context import Context
+from vapor_desktop.gui.detail_page import DetailPage
+from vapor_desktop.gui.icons import icon
+from vapor_desktop.gui.overview import Overview
+from vapor_desktop.gui.protection_columns import Chip, Row
+from vapor_desktop.gui.sites_page import SitesPage
+from vapor_desktop.gui.status_line import StatusLine
+from vapor_desktop.gui.theme import Scheme
+from vapor_desktop.gui.verbs import Verbs
+from vapor_desktop.gui.vms_page import VmsPage
+from vapor_desktop.model.errors import KeyringLocked, KeyringMissing, VaporError
+from vapor_desktop.model.states import Severity
+from vapor_desktop.model.view import Banner, Snapshot
+
+PAGES = (
+    ("overview", "&Overview"),
+    ("vms", "&Virtual machines"),
+    ("sites", "&Sites"),
+    ("activity", "&Activity"),
+)
+VMS, DETAIL = 1, len(PAGES)
+
+
+class MainWindow(QMainWindow):
+    """The console.
+
+    Signals:
+        close_asked: the user wants the window gone; whoever hosts the engine decides how.
+        quit_asked: the user wants the program to end.
+    """
+
+    close_asked = Signal()
+    quit_asked = Signal()
+
+    def __init__(self, context: Context, *, demo: bool = False) -> None:
+        super().__init__()
+        self.context = context
+        self.snapshot: Snapshot | None = None
+        self._own_banners: dict[str, Banner] = {}
+        self._may_close = False
+        self.setWindowTitle("Vapor Desktop — DEMO" if demo else "Vapor Desktop")
+        self.setObjectName("main")
+        self.verbs = Verbs(context.theme, self)
+        self.commands = Commands(context, self)
+        self._build_pages()
+        self._build_frame()
+        self._build_menus()
+        self._connect()
+        self._recolour()
+        self._restore()
+        self._clock = QTimer(self)
+        self._clock.timeout.connect(self._tick)
+        self._clock.start(1000)
+
+    # --- building ---------------------------------------------------------------------------------
+    def _build_pages(self) -> None:
+        context = self.context
+        self.overview = Overview(context, self)
+        self.vms = VmsPage(context, self.verbs, self)
+        self.sites = SitesPage(context, self)
+        self.activity = ActivityPage(context, self)
+        self.detail = DetailPage(context, self.verbs, self)
+        self.pages = QStackedWidget(self)
+        for page in (self.overview, self.vms, self.sites, self.activity, self.detail):
+            self.pages.addWidget(page)
+
+    def _build_frame(self) -> None:
+        self.navigation = QListWidget(self)
+        self.navigation.setAccessibleName("Pages")
+        self.navigation.setIconSize(QSize(20, 20))
+        self.navigation.setFixedWidth(190)
+        self.navigation.setFrameShape(QListWidget.Shape.NoFrame)
+        for _key, text in PAGES:
+            item = QListWidgetItem(text.replace("&", ""))
+            item.setSizeHint(QSize(0, 38))
+            self.navigation.addItem(item)
+        self.banners = BannerBar(self.context.theme, self)
+        right = QVBoxLayout()
+        right.setContentsMargins(0, 0, 0, 0)
+        right.setSpacing(0)
+        right.addWidget(self.banners)
+        right.addWidget(self.pages, 1)
+        body = QWidget(self)
+        row = QHBoxLayout(body)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(0)
+        row.addWidget(self.navigation)
+        row.addLayout(right, 1)
+        self.setCentralWidget(body)
+        self.panel = ActivityPanel(self.context.theme, self)
+        self.addDockWidget(Qt.DockWidgetArea.BottomDockWidgetArea, self.panel)
+        self.resizeDocks([self.panel], [150], Qt.Orientation.Vertical)
+        self.status_line = StatusLine(self.context.theme)
+        self.setStatusBar(self.status_line)
+
+    def _build_menus(self) -> None:
+        self.pair_action = self._action("&Pair site…", self.commands.pair, tip="Pair two sites")
+        self.refresh_action = self._action("&Refresh", self.context.bridge.refresh, "F5", "Read the state now")
+        self.find_action = self._action("&Find", self._find, "Ctrl+F", "Go to the filter")
+        self.quit_action = self._action("&Quit", self.quit_asked.emit, "Ctrl+Q", "End the console")
+        close = self._action("&Close window", self.close, "Ctrl+W", "Close this window")
+        bar = self.menuBar()
+        file = bar.addMenu("&File")
+        file.addActions([self.pair_action, close, self.quit_action])
+        edit = bar.addMenu("&Edit")
+        edit.addAction(self._action("&Copy rows", self.vms.table.copy, tip="Copy the selected rows as a table"))
+        edit.addAction(self.find_action)
+        view = bar.addMenu("&View")
+        for n, (_key, text) in enumerate(PAGES):
+            view.addAction(
+                self._action(text, lambda n=n: self.go(n), f"Ctrl+{n + 1}", f"Show {text.replace('&', '')}")
+            )
+        view.addSeparator()
+        view.addAction(self.refresh_action)
+        view.addAction(self.panel.toggleViewAction())
+        theme_menu = view.addMenu("&Theme")
+        self.theme_actions = QActionGroup(self)
+        for scheme in Scheme:
+            action = self._action(f"&{scheme.value.capitalize()}", lambda s=scheme: self._use_scheme(s))
+            action.setCheckable(True)
+            action.setChecked(scheme is self.context.theme.scheme)
+            self.theme_actions.addAction(action)
+            theme_menu.addAction(action)
+        view.addAction(
+            self._action("Reset &columns", self.vms.table.reset_columns, tip="Columns as on the first day")
+        )
+        protection = bar.addMenu("&Protection")
+        protection.addActions(
+            [self.verbs[key] for key in ("open", "protect", "sync", "pause", "resume", "unprotect")]
+        )
+        recovery = bar.addMenu("&Recovery")
+        recovery.addAction(self.verbs["failover"])
+        self._build_tool_bar()
+
+    def _build_tool_bar(self) -> None:
+        tools = QToolBar("Main", self)
+        tools.setObjectName("tools")
+        tools.setMovable(False)
+        tools.setIconSize(QSize(18, 18))
+        tools.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        tools.setContextMenuPolicy(Qt.ContextMenuPolicy.PreventContextMenu)
+        tools.addActions([self.verbs[key] for key in ("protect", "sync", "pause", "resume")])
+        gap = QWidget(tools)
+        gap.setMinimumWidth(60)
+        tools.addWidget(gap)
+        tools.addSeparator()
+        tools.addAction(self.verbs["failover"])
+        self.tools = tools
+        self.addToolBar(tools)
+
+    def _action(self, text: str, slot: object, shortcut: str = "", tip: str = "") -> QAction:
+        action = QAction(text, self)
+        if shortcut:
+            action.setShortcut(QKeySequence(shortcut))
+        if tip:
+            action.setStatusTip(tip)
+        action.triggered.connect(lambda _on=False: slot())  # type: ignore[operator]
+        return action
+
+    def _connect(self) -> None:
+        context = self.context
+        context.bridge.snapshot.connect(self.take)
+        context.bridge.trouble.connect(self._trouble)
+        context.errands.changed.connect(self._show_tasks)
+        context.errands.failed.connect(self.commands.show_failure)
+        context.theme.changed.connect(self._recolour)
+        self.navigation.currentRowChanged.connect(self._navigated)
+        self.verbs.asked.connect(self.commands.do)
+        self.commands.opened.connect(self.open_vm)
+        self.vms.opened.connect(self._open_row)
+        self.overview.opened.connect(self._open_row)
+        self.overview.chip_asked.connect(self.show_chip)
+        self.overview.card_asked.connect(
+            lambda key: self.commands.pair() if key == "pair" else self.commands.protect()
+        )
+        self.sites.pair_asked.connect(self.commands.pair)
+        self.sites.remove_asked.connect(self.commands.remove_site)
+        self.sites.adopt_asked.connect(self.commands.adopt)
+        self.detail.left.connect(lambda: self.go(VMS))
+        self.panel.cancel_asked.connect(self.commands.cancel)
+        self.banners.acted.connect(self._banner_acted)
+
+    # --- showing ------------------------------------------------------------------------------------
+    def take(self, snapshot: Snapshot) -> None:
+        """Show a snapshot, everywhere."""
+        self.snapshot = snapshot
+        self._own_banners.pop("trouble", None)
+        self.commands.take(snapshot)
+        for page in (self.overview, self.vms, self.sites, self.activity, self.detail):
+            page.take(snapshot)
+        self.status_line.take(snapshot)
+        self._show_tasks()
+        self._show_banners()
+        self._count()
+
+    def set_banner(self, banner: Banner) -> None:
+        """A standing condition of the console's own."""
+        self._own_banners[banner.key] = banner
+        self._show_banners()
+
+    def open_vm(self, protection_id: str) -> bool:
+        """Raise the window on that VM's page; False when there is no such protection."""
+        row = self.vms.model.get(protection_id)
+        self.raise_up()
+        if row is None or row.status is None:
+            return False
+        self._open_row(row)
+        return True
+
+    def raise_up(self) -> None:
+        """Show the window in front."""
+        self.setWindowState(self.windowState() & ~Qt.WindowState.WindowMinimized)
+        self.show()
+        self.raise_()
+        self.activateWindow()
+
+    def go(self, page: int) -> None:
+        """Show one of the pages of the navigation."""
+        self.navigation.setCurrentRow(page)
+        self._navigated(page)
+
+    def show_chip(self, chip: Chip) -> None:
+        """The table, filtered."""
+        self.go(VMS)
+        self.vms.filter_edit.clear()
+        self.vms.choose(chip)
+        self.vms.table.setFocus()
+
+    def _navigated(self, page: int) -> None:
+        if page >= 0:
+            self.pages.setCurrentIndex(page)
+            self.verbs.use(self.vms.chosen() if page == VMS else [])
+
+    def _open_row(self, row: Row) -> None:
+        if row.status is None:
+            self.commands.protect([row])
+            return
+        self.navigation.setCurrentRow(VMS)
+        self.pages.setCurrentIndex(DETAIL)
+        self.vms.table.select(row.key)
+        self.detail.show_row(row)
+
+    def _show_tasks(self) -> None:
+        theirs = self.snapshot.tasks if self.snapshot else ()
+        self.panel.show_tasks(self.context.errands.tasks() + theirs)
+
+    def _show_banners(self) -> None:
+        banners = list(self._own_banners.values())
+        if self.snapshot is not None:
+            banners += self.snapshot.banners
+            if self.snapshot.trouble:
+                banners.append(Banner("snapshot-trouble", Severity.CRITICAL, self.snapshot.trouble, "refresh"))
+        self.banners.show_banners(tuple(banners))
+
+    def _trouble(self, error: VaporError) -> None:
+        keyring = isinstance(error, KeyringLocked | KeyringMissing)
+        text = str(error) if keyring else f"The state cannot be read. {error}"
+        self.set_banner(Banner("trouble", Severity.CRITICAL, text, "refresh"))
+
+    def _banner_acted(self, banner: Banner) -> None:
+        if banner.action == "open-vm" and banner.subject:
+            self.open_vm(banner.subject)
+        elif banner.action == "open-site":
+            self.go(2)
+        elif banner.action == "pair":
+            self.commands.pair()
+        else:
+            self.context.bridge.refresh()
+
+    def _count(self) -> None:
+        snapshot = self.snapshot
+        if snapshot is None:
+            return
+        counts = {1: len(snapshot.protections), 2: len(snapshot.sites)}
+        for n, (_key, text) in enumerate(PAGES):
+            plain = text.replace("&", "")
+            self.navigation.item(n).setText(f"{plain}  ({counts[n]})" if counts.get(n) else plain)
+
+    def _tick(self) -> None:
+        self.status_line.refresh()
+
+    def _find(self) -> None:
+        self.go(VMS)
+        self.vms.filter_edit.setFocus()
+        self.vms.filter_edit.selectAll()
+
+    def _use_scheme(self, scheme: Scheme) -> None:
+        self.context.memory.put("theme", scheme.value)
+        self.context.theme.use(scheme)
+
+    def _recolour(self) -> None:
+        colours = self.context.theme.colours
+        for n, (key, _text) in enumerate(PAGES):
+            name = {"vms": "vm", "sites": "site"}.get(key, key)
+            self.navigation.item(n).setIcon(icon(name, colours.text))
+        self.navigation.setStyleSheet(
+            f"QListWidget {{ background: {colours.alternate}; border-right: 1px solid {colours.line}; }}"
+            f"QListWidget::item {{ padding-left: 10px; color: {colours.text}; }}"
+            f"QListWidget::item:selected {{ background: {colours.highlight}; color: {colours.highlighted_text}; }}"
+        )
+        self.pair_action.setIcon(icon("pair", colours.text))
+        self.refresh_action.setIcon(icon("refresh", colours.text))
+        self.find_action.setIcon(icon("search", colours.text))
+        self.quit_action.setIcon(icon("quit", colours.text))
+
+    # --- coming and going -----------------------------------------------------------------------------
+    def _restore(self) -> None:
+        saved = self.context.memory.get("geometry")
+        if not (saved and self.restoreGeometry(QByteArray.fromBase64(saved.encode()))):
+            self.resize(1320, 780)
+        self.go(int(self.context.memory.get("page", 0)))
+
+    def let_close(self) -> None:
+        """The next close is real."""
+        self._may_close = True
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        """Remember, and ask whoever hosts the engine."""
+        self.context.memory.put("geometry", bytes(self.saveGeometry().toBase64().data()).decode())
+        self.context.memory.put("page", max(0, self.navigation.currentRow()))
+        if self._may_close:
+            super().closeEvent(event)
+        else:
+            event.ignore()
+            self.close_asked.emit()

@@ -1,0 +1,165 @@
+"""The protect wizard's last pages: the promise, the checks, the summary."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from PySide6.QtWidgets import QApplication, QComboBox, QLabel, QPlainTextEdit, QPushButton, QSpinBox
+
+from vapor_desktop.gui import words
+from vapor_desktop.gui.context import Context
+from vapor_desktop.gui.error_box import sentence
+from vapor_desktop.gui.forms import child
+from vapor_desktop.gui.pair_wizard import FormPage, checks_of
+from vapor_desktop.gui.protect_choose import VmsPage
+from vapor_desktop.gui.rpo_edit import RpoEdit
+from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.view import Check, ProtectRequest
+
+MIB = 1 << 20
+QUIESCE = {
+    "freeze the file systems when the guest agent answers": "try",
+    "never (crash-consistent points)": "never",
+}
+Ask = Callable[[], ProtectRequest]
+
+
+class PolicyPage(FormPage):
+    """RPO target, retention, transfer."""
+
+    def __init__(self) -> None:
+        super().__init__("protect_policy", "What is promised?")
+        form = self.form
+        preset, value, unit = (
+            child(form, QComboBox, "preset"),
+            child(form, QSpinBox, "value"),
+            child(form, QComboBox, "unit"),
+        )
+        self._rpo_hint, self._keep_hint = child(form, QLabel, "rpohint"), child(form, QLabel, "keephint")
+        self.keep = {key: child(form, QSpinBox, key) for key in ("newest", "hourly", "daily")}
+        self.quiesce, self.limit = child(form, QComboBox, "quiesce"), child(form, QSpinBox, "limit")
+        self.quiesce.addItems(list(QUIESCE))
+        self.rpo = RpoEdit(self, preset, value, unit)
+        self.rpo.hide()  # only its logic: the widgets are the form's
+        self.rpo.changed.connect(self._explain)
+        for box in self.keep.values():
+            box.valueChanged.connect(self._explain)
+        self._explain()
+
+    def values(self) -> dict[str, Any]:
+        """The fields of a ProtectRequest that are set here."""
+        limit = self.limit.value() * MIB
+        kept = {key: box.value() for key, box in self.keep.items()}
+        return {**kept, "bandwidth_bytes_s": limit or None, "quiesce": QUIESCE[self.quiesce.currentText()]}
+
+    def _explain(self) -> None:
+        seconds = self.rpo.seconds()
+        self._rpo_hint.setText(
+            f"Cycles start early enough that the newest point is never older than {words.duration(seconds)}, "
+            "if they take less than half of that. From 5 s to 24 h."
+        )
+        newest, hourly, daily = (box.value() for box in self.keep.values())
+        reach = max(newest * seconds, hourly * 3600, daily * 86400)
+        count = newest + hourly + daily
+        self._keep_hint.setText(f"Up to {count} points; the oldest is about {words.duration(reach)} old.")
+
+
+class CheckPage(FormPage):
+    """Preflight: nothing is changed yet."""
+
+    def __init__(self, context: Context, request: Ask) -> None:
+        super().__init__("protect_check", "Can it work?")
+        self._context, self._request = context, request
+        self.checks = checks_of(self.form, context.theme)
+        self.problem, self.retry = child(self.form, QLabel, "problem"), child(self.form, QPushButton, "retry")
+        self.retry.clicked.connect(self._run)
+        self._fine = False
+
+    def initializePage(self) -> None:
+        """Look again whenever the page is entered."""
+        self._run()
+
+    def isComplete(self) -> bool:
+        """Nothing failed. A warning does not stop."""
+        return self._fine
+
+    def _run(self) -> None:
+        self._fine = False
+        self.checks.clear()
+        self.retry.hide()
+        self.problem.setText("")
+        self.completeChanged.emit()
+        request, backend = self._request(), self._context.backend
+        self._context.bridge.ask_live(
+            lambda on_check: backend.preflight(request, on_check),
+            self,
+            self.checks.show_check,
+            self._show,
+            self._failed,
+        )
+
+    def _show(self, checks: Sequence[Check]) -> None:
+        for check in checks:
+            self.checks.show_check(check)
+        self._fine = not any(check.state == "failed" for check in checks)
+        if not self._fine:
+            self.problem.setText("<b>Mend what failed, then check again.</b>")
+        self.retry.show()
+        self.completeChanged.emit()
+
+    def _failed(self, error: VaporError) -> None:
+        self.problem.setText(sentence(error))
+        self.retry.show()
+
+
+def command_line(request: ProtectRequest, vm_names: Sequence[str], sites: Mapping[str, str]) -> str:
+    """The vaporctl command that asks for the same."""
+    parts = ["vaporctl", "protect", *vm_names, "--from", sites.get(request.source_site, request.source_site)]
+    parts += ["--to", sites.get(request.target_site, request.target_site), "--rpo", f"{request.rpo_target_s}s"]
+    for here, there in sorted(request.networks.items()):
+        parts += ["--map", f"{here}={there}"]
+    parts += ["--keep", str(request.newest), str(request.hourly), str(request.daily)]
+    if request.bandwidth_bytes_s:
+        parts += ["--limit", str(request.bandwidth_bytes_s)]
+    return shlex.join(parts)
+
+
+class SummaryPage(FormPage):
+    """Everything once more, and the equal command."""
+
+    def __init__(self, request: Ask, vms: VmsPage, sites: Mapping[str, str]) -> None:
+        super().__init__("protect_summary", "Protect")
+        self._request, self._vms, self._sites = request, vms, sites
+        self._text, self.command = child(self.form, QLabel, "summary"), child(self.form, QPlainTextEdit, "command")
+        child(self.form, QPushButton, "copy").clicked.connect(
+            lambda: QApplication.clipboard().setText(self.command.toPlainText())
+        )
+
+    def initializePage(self) -> None:
+        """Write it out."""
+        request, vms = self._request(), self._vms.chosen()
+        names = [vm.name for vm in vms]
+        total = sum(disk.size_bytes or 0 for vm in vms for disk in vm.disks if disk.kind in ("delta", "compare"))
+        networks = ", ".join(f"{a} → {b}" for a, b in sorted(request.networks.items())) or "none"
+        limit = words.rate(request.bandwidth_bytes_s) if request.bandwidth_bytes_s else "no limit"
+        source, target = (self._sites.get(s, s) for s in (request.source_site, request.target_site))
+        lines = {
+            "Virtual machines": ", ".join(names),
+            "From → to": f"{source} → {target}",
+            "RPO target": words.duration(request.rpo_target_s),
+            "Points kept": f"newest {request.newest}, hourly {request.hourly}, daily {request.daily}",
+            "Networks": networks,
+            "Transfer": f"{limit}; first copy of up to {words.size(total)}",
+        }
+        rows = "".join(
+            f"<tr><td><b>{key}:</b>&nbsp;&nbsp;</td><td>{escape(text)}</td></tr>" for key, text in lines.items()
+        )
+        guard = (
+            "While the other site cannot be asked after a reboot of a host, the start guard holds a protected VM "
+            "back there, so that it never runs on both sides."
+        )
+        self._text.setText(f"<table cellspacing='6'>{rows}</table><p>{guard}</p>")
+        self.command.setPlainText(command_line(request, names, self._sites))

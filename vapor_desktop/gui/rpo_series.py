@@ -1,0 +1,135 @@
+"""RPO samples as what the graph draws: a line with gaps, breaches, unknown stretches. Numpy, no Qt.
+
+A gap is where the RPO was unknown, or where nobody looked (no engine ran): it is never drawn as a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vapor_desktop.engine.ports import RpoSample
+
+Floats = NDArray[np.float64]
+Span = tuple[float, float]
+MOST_POINTS = 4000
+# Samples normally come at an even pace; three missed in a row mean that nobody looked.
+MISSED = 3.0
+PACE_MIN_S = 15.0
+
+
+def _empty() -> Floats:
+    return np.empty(0)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Times are Unix seconds, values seconds of RPO; NaN parts the line."""
+
+    times: Floats = field(default_factory=_empty)
+    values: Floats = field(default_factory=_empty)
+    targets: Floats = field(default_factory=_empty)
+    breaches: tuple[Span, ...] = ()
+    gaps: tuple[Span, ...] = ()
+    samples: int = 0
+
+    @property
+    def highest(self) -> float:
+        """The largest known value; 0 when there is none."""
+        known = self.values[np.isfinite(self.values)]
+        return float(known.max()) if known.size else 0.0
+
+    def at(self, when: float) -> tuple[float, float | None, float] | None:
+        """(time, RPO or None, target) of the sample nearest to a moment."""
+        if not self.times.size:
+            return None
+        n = int(np.abs(self.times - when).argmin())
+        value = float(self.values[n])
+        return float(self.times[n]), None if np.isnan(value) else value, float(self.targets[n])
+
+
+def build(samples: Sequence[RpoSample], since: datetime, until: datetime, most: int = MOST_POINTS) -> Series:
+    """The series between two moments, thinned to about ``most`` points but never losing a peak."""
+    start, end = since.timestamp(), until.timestamp()
+    if not samples:
+        return Series(gaps=((start, end),))
+    times = np.array([s.at.timestamp() for s in samples])
+    values = np.array([np.nan if s.rpo_s is None else s.rpo_s for s in samples], dtype=np.float64)
+    targets = np.array([s.target_s for s in samples], dtype=np.float64)
+    order = np.argsort(times, kind="stable")
+    times, values, targets = times[order], values[order], targets[order]
+    pace = max(PACE_MIN_S, float(np.median(np.diff(times))) * MISSED) if times.size > 1 else PACE_MIN_S
+    gaps = _gaps(times, values, pace, start, end)
+    with np.errstate(invalid="ignore"):
+        breached = values > targets
+    breaches = _spans(times, breached, pace)
+    times, values, targets = _part(times, values, targets, pace)
+    thin_t, thin_v, thin_g = _thin(times, values, targets, most)
+    return Series(thin_t, thin_v, thin_g, breaches, gaps, len(samples))
+
+
+def _spans(times: Floats, on: NDArray[np.bool_], pace: float) -> tuple[Span, ...]:
+    """Stretches where ``on`` holds, each reaching to the sample that ended it."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], on, [False])).astype(np.int8)))
+    found: list[Span] = []
+    for first, after in zip(edges[::2], edges[1::2], strict=True):
+        last = times[after] if after < times.size and times[after] - times[after - 1] <= pace else times[after - 1]
+        found.append((float(times[first]), float(last)))
+    return tuple(found)
+
+
+def _gaps(times: Floats, values: Floats, pace: float, start: float, end: float) -> tuple[Span, ...]:
+    unknown = list(_spans(times, np.isnan(values), pace))
+    holes = np.flatnonzero(np.diff(times) > pace)
+    unknown += [(float(times[n]), float(times[n + 1])) for n in holes]
+    if times[0] - start > pace:
+        unknown.append((start, float(times[0])))
+    if end - times[-1] > pace:
+        unknown.append((float(times[-1]), end))
+    return tuple(_merged(unknown))
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for a, b in sorted(spans):
+        if merged and a <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(b, merged[-1][1]))
+        else:
+            merged.append((a, b))
+    return merged
+
+
+def _part(times: Floats, values: Floats, targets: Floats, pace: float) -> tuple[Floats, Floats, Floats]:
+    """A NaN in each hole, so that no line crosses it."""
+    holes = np.flatnonzero(np.diff(times) > pace)
+    middles = (times[holes] + times[holes + 1]) / 2
+    return (
+        np.insert(times, holes + 1, middles),
+        np.insert(values, holes + 1, np.nan),
+        np.insert(targets, holes + 1, targets[holes]),
+    )
+
+
+def _thin(times: Floats, values: Floats, targets: Floats, most: int) -> tuple[Floats, Floats, Floats]:
+    """Of each bucket its lowest, its highest and (if there is one) its first unknown sample."""
+    if times.size <= most:
+        return times, values, targets
+    size = -(-times.size * 2 // most)
+    keep: list[int] = []
+    for begin in range(0, times.size, size):
+        part = values[begin : begin + size]
+        known = np.flatnonzero(np.isfinite(part))
+        picks = (
+            {begin + int(known[part[known].argmin()]), begin + int(known[part[known].argmax()])}
+            if known.size
+            else set()
+        )
+        if known.size < part.size:
+            picks.add(begin + int(np.flatnonzero(np.isnan(part))[0]))
+        keep.extend(sorted(picks))
+    at = np.array(keep)
+    return times[at], values[at], targets[at]
