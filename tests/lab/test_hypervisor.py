@@ -423,6 +423,49 @@ def test_freeze_asked_of_a_guest_without_an_agent_is_no_error(guest: Guest) -> N
     guest.hypervisor.end_backup(guest.vm)
 
 
+def test_the_list_follows_what_happens(host: Host, guest: Guest) -> None:
+    """``domains()`` remembers; events and ids tell it what to read again."""
+    hypervisor, one = guest.hypervisor, LibvirtHypervisor(host.uri)
+
+    def same() -> bool:
+        listed = {view.vm_uuid: view for view in hypervisor.domains()}
+        return listed[guest.vm] == one.domain(guest.vm)
+
+    assert same()
+    extra = host.disk(f"{guest.vm}-extra.qcow2", "8M")
+    host.run("virsh", "attach-disk", guest.name, extra, "vdc", "--driver", "qemu", "--subdriver", "qcow2", "--live")
+    wait_for(lambda: "vdc" in {d.target for v in hypervisor.domains() for d in v.disks}, "the new disk in the list")
+    wait_for(same, "the list to agree")
+    host.run("virsh", "snapshot-create-as", guest.name, "ext", "--disk-only", "--no-metadata")
+    hypervisor.domain(guest.vm)  # no event tells of it; a reading does
+    assert same()
+    host.run("virsh", "suspend", guest.name)
+    assert same()
+    host.run("virsh", "destroy", guest.name)
+    wait_for(same, "the list to agree about a stopped VM")
+    hypervisor.set_autostart(guest.vm, True)
+    assert same()
+    hypervisor.set_autostart(guest.vm, False)
+    host.run("virsh", "snapshot-create-as", guest.name, "inside")
+    assert {v.vm_uuid: v for v in hypervisor.domains()}[guest.vm].internal_snapshots == ("inside",)
+    host.run("virsh", "snapshot-delete", guest.name, "inside")
+    host.restart_libvirtd()
+    wait_for(lambda: _answers(hypervisor) and _answers(one), "the adapter to reconnect")
+    assert same()
+    one.close()
+
+
+def test_no_connection_is_left_open(hypervisor: LibvirtHypervisor) -> None:
+    def sockets() -> int:
+        return sum("socket:" in str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+    before = sockets()
+    for _ in range(5):
+        hypervisor.domains()
+        hypervisor.close()
+    assert sockets() == before
+
+
 @pytest.mark.parametrize(
     ("name", "build"),
     [

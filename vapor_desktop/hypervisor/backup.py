@@ -14,8 +14,8 @@ from vapor_desktop.hypervisor import backup_xml
 from vapor_desktop.hypervisor.agent import freeze, thaw
 from vapor_desktop.hypervisor.checkpoints import Checkpoints
 from vapor_desktop.hypervisor.errors import NO_DOMAIN_BACKUP, code_of
-from vapor_desktop.hypervisor.inventory import state_of
 from vapor_desktop.hypervisor.link import Link
+from vapor_desktop.hypervisor.views import state_of
 from vapor_desktop.model.domain_xml.parse import parse_domain
 from vapor_desktop.model.domains import BackupDisk, BackupJob
 from vapor_desktop.model.errors import DomainBusy, HypervisorFailed, InvalidRequest, VaporError

@@ -2,67 +2,102 @@
 
 from __future__ import annotations
 
-import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import libvirt
 
-from vapor_desktop.hypervisor.errors import NO_DOMAIN
+from vapor_desktop.hypervisor.errors import NO_DOMAIN, code_of
 from vapor_desktop.hypervisor.link import Link
-from vapor_desktop.model.domain_xml.parse import DomainFacts, parse_domain, parse_root
-from vapor_desktop.model.domains import DiskView, DomainView
+from vapor_desktop.hypervisor.views import internal_snapshots, make_view, read_facts, read_view, state_words
+from vapor_desktop.model.domain_xml.parse import DomainFacts
+from vapor_desktop.model.domains import DomainView
 
-_log = logging.getLogger(__name__)
+# What no event announces (a disk that grew or got a snapshot) is in the list after this long.
+REREAD_S = 30.0
 
-_STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "running",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTOFF: "shutoff",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-}
-_PAUSES = {
-    libvirt.VIR_DOMAIN_PAUSED_USER: "user",
-    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: "migration",
-    libvirt.VIR_DOMAIN_PAUSED_SAVE: "save",
-    libvirt.VIR_DOMAIN_PAUSED_DUMP: "dump",
-    libvirt.VIR_DOMAIN_PAUSED_IOERROR: "ioerror",
-    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "watchdog",
-    libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT: "from-snapshot",
-    libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: "shutting-down",
-    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: "snapshot",
-    libvirt.VIR_DOMAIN_PAUSED_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP: "starting-up",
-    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY: "postcopy",
-    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: "postcopy-failed",
-}
+# Each of these means that the domain's XML may have changed.
+_EVENTS = (
+    libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+    libvirt.VIR_DOMAIN_EVENT_ID_DISK_CHANGE,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+    libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
+    libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE,
+)
 
 
-def state_of(dom: Any) -> tuple[str, str | None]:
-    """(state, reason of a pause or None) in the words of DomainView."""
-    number, reason = dom.state()
-    state = _STATES.get(number, "other")
-    return state, _PAUSES.get(reason, "unknown") if state == "paused" else None
+@dataclass(frozen=True, slots=True)
+class _Known:
+    live_id: int
+    changes: int
+    until: float
+    facts: DomainFacts
+
+
+@dataclass
+class _Memory:
+    """What one connection's events keep true."""
+
+    known: dict[str, _Known] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)  # events heard, by UUID
+    compat: dict[str, str | None] = field(default_factory=dict)
+    compat_until: float = 0.0
 
 
 class Inventory:
-    """Reads; changes nothing."""
+    """Reads; changes nothing.
+
+    A list of all domains costs six round trips, and a few more for each domain that an event named, that
+    started or stopped, or whose facts are older than REREAD_S. A single domain is always read afresh.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._lock = threading.Lock()
+        self._memory = _Memory()
+        link.on_open = self._opened
 
     def domains(self) -> Sequence[DomainView]:
         """All domains of the host. One that vanishes while it is read is left out."""
         with self._link.call("Could not list the VMs") as conn:
-            found = [_gone_is_none(dom) for dom in conn.listAllDomains(0)]
-        return [view for view in found if view is not None]
+            every = conn.listAllDomains(0)
+            states = {
+                dom.UUIDString(): stats for dom, stats in conn.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE)
+            }
+            persistent = _uuids(conn, libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+            autostart = _uuids(conn, libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
+            saved = _uuids(conn, libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
+            with_snapshots = _uuids(conn, libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT)
+            found = []
+            for dom in every:
+                uuid = dom.UUIDString()
+                stats = states.get(uuid)
+                read = self._facts(dom) if stats else None
+                if stats is None or read is None:
+                    continue
+                found.append(
+                    make_view(
+                        read,
+                        state_words(stats["state.state"], stats["state.reason"]),
+                        int(dom.ID()),
+                        persistent=uuid in persistent,
+                        autostart=uuid in autostart,
+                        managed_save=uuid in saved,
+                        internal_snapshots=internal_snapshots(dom) if uuid in with_snapshots else (),
+                    )
+                )
+        return found
 
     def domain(self, vm_uuid: str) -> DomainView:
-        """One domain, read afresh. Raises DomainNotFound."""
+        """One domain, read afresh; the next list reads it again too. Raises DomainNotFound."""
+        with self._lock:
+            self._memory.known.pop(vm_uuid, None)
         with self._link.domain(vm_uuid, "Could not read the VM") as dom:
-            return _view(dom)
+            return read_view(dom, self._compat())
 
     def domain_xml(self, vm_uuid: str, *, secure: bool = True) -> str:
         """The persistent configuration (a transient domain's live one), with secrets when ``secure``."""
@@ -95,70 +130,41 @@ class Inventory:
             errors = dom.diskErrors() if dom.isActive() else {}
         return {target: names.get(kind, "unspecified") for target, kind in (errors or {}).items()}
 
-
-def _gone_is_none(dom: Any) -> DomainView | None:
-    try:
-        return _view(dom)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == NO_DOMAIN:
-            return None
-        raise
-
-
-def _view(dom: Any) -> DomainView:
-    state, pause_reason = state_of(dom)
-    facts = parse_domain(dom.XMLDesc(0))
-    live_id = int(dom.ID())
-    return DomainView(
-        vm_uuid=facts.vm_uuid,
-        name=facts.name,
-        state=state,
-        pause_reason=pause_reason,
-        persistent=bool(dom.isPersistent()),
-        autostart=bool(dom.autostart()),
-        disks=tuple(_sized(dom, disk) for disk in facts.disks),
-        networks=facts.networks,
-        internal_snapshots=_internal_snapshots(dom, facts),
-        has_tpm=facts.has_tpm,
-        nvram_path=facts.nvram_path,
-        tpm_dir=facts.tpm_dir,
-        managed_save=bool(dom.hasManagedSaveImage()),
-        machine=facts.machine,
-        agent_connected=facts.agent_connected,
-        live_id=live_id if live_id >= 0 else None,
-    )
-
-
-def _sized(dom: Any, disk: DiskView) -> DiskView:
-    if disk.source_kind == "none" or disk.device in ("cdrom", "floppy"):
-        return disk
-    known = _qcow2_compat(dom, disk)
-    try:
-        capacity, allocation, _physical = dom.blockInfo(disk.target)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == NO_DOMAIN or not dom.connect().isAlive():
+    def _facts(self, dom: Any) -> DomainFacts | None:
+        uuid, live_id, now = dom.UUIDString(), int(dom.ID()), time.monotonic()
+        with self._lock:
+            memory = self._memory
+            changes = memory.changes.get(uuid, 0)
+            known = memory.known.get(uuid)
+        if known is not None and known.live_id == live_id and known.changes == changes and now < known.until:
+            return known.facts
+        try:
+            facts = read_facts(dom, self._compat())
+        except libvirt.libvirtError as error:
+            if code_of(error) == NO_DOMAIN:
+                return None
             raise
-        _log.info("the size of %s of %s cannot be told: %s", disk.target, dom.name(), error)
-        return replace(disk, qcow2_compat=known)
-    return replace(disk, size_bytes=int(capacity), allocated_bytes=int(allocation), qcow2_compat=known)
+        with self._lock:  # with the count from before the reading: an event that came meanwhile is not lost
+            memory.known[uuid] = _Known(live_id, changes, now + REREAD_S, facts)
+        return facts
+
+    def _compat(self) -> dict[str, str | None]:
+        with self._lock:
+            if time.monotonic() > self._memory.compat_until:
+                self._memory.compat, self._memory.compat_until = {}, time.monotonic() + REREAD_S
+            return self._memory.compat
+
+    def _opened(self, conn: Any) -> list[int]:
+        """A new connection: what was announced meanwhile was not heard."""
+        with self._lock:
+            self._memory = memory = _Memory()
+
+        def changed(_conn: Any, dom: Any, *_details: Any) -> None:  # in libvirt's event thread: no call from here
+            with self._lock:
+                memory.changes[dom.UUIDString()] = memory.changes.get(dom.UUIDString(), 0) + 1
+
+        return [int(conn.domainEventRegisterAny(None, event, changed, None)) for event in _EVENTS]
 
 
-def _internal_snapshots(dom: Any, facts: DomainFacts) -> tuple[str, ...]:
-    if not any(disk.driver_format == "qcow2" for disk in facts.disks):
-        return ()
-    return tuple(snap.getName() for snap in dom.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL))
-
-
-def _qcow2_compat(dom: Any, disk: DiskView) -> str | None:
-    """The qcow2 version of a disk that lies in a storage pool; nothing else tells it without reading as root."""
-    if disk.source_kind not in ("file", "block") or disk.driver_format != "qcow2" or not disk.source:
-        return None
-    try:
-        root = parse_root(dom.connect().storageVolLookupByPath(disk.source).XMLDesc(0))
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_STORAGE_VOL, libvirt.VIR_ERR_NO_SUPPORT):
-            return None
-        raise
-    if root.find("./target/format[@type='qcow2']") is None:
-        return None
-    return root.findtext("./target/compat") or "0.10"
+def _uuids(conn: Any, flag: int) -> set[str]:
+    return {dom.UUIDString() for dom in conn.listAllDomains(flag)}

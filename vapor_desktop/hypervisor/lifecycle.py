@@ -5,8 +5,8 @@ from __future__ import annotations
 import libvirt
 
 from vapor_desktop.hypervisor.agent import ping
-from vapor_desktop.hypervisor.inventory import state_of
 from vapor_desktop.hypervisor.link import Link
+from vapor_desktop.hypervisor.views import state_of
 from vapor_desktop.model.errors import HypervisorFailed, StartFailed
 
 KEEP_TPM, KEEP_TPM_SINCE = 1 << 5, 8_009_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,9 @@ class Link:
         self._lock = threading.Lock()
         self._conn: Any = None
         self._version = 0
+        # Called with each new virConnect before anybody uses it; answers the ids of the callbacks it registered.
+        self.on_open: Callable[[Any], list[int]] | None = None
+        self._callbacks: list[int] = []
 
     @contextmanager
     def call(self, what: str) -> Iterator[Any]:
@@ -65,21 +68,23 @@ class Link:
         """Close it; the next call opens it again."""
         with self._lock:
             conn, self._conn = self._conn, None
+            callbacks = self._callbacks
         if conn is not None:
-            _close(conn)
+            _close(conn, callbacks)
 
     def _open(self, what: str) -> Any:
         with self._lock:
             if self._conn is not None and _alive(self._conn):
                 return self._conn
             if self._conn is not None:
-                _close(self._conn)
+                _close(self._conn, self._callbacks)
                 self._conn = None
             ensure_event_loop()
             try:
                 conn = libvirt.open(self.uri)
                 _keep_alive(conn)
                 self._version = int(conn.getLibVersion())
+                self._callbacks = self.on_open(conn) if self.on_open is not None else []
             except libvirt.libvirtError as error:
                 raise translate(error, what, alive=False) from error
             self._conn = conn
@@ -87,9 +92,11 @@ class Link:
 
     def _drop(self, conn: Any) -> None:
         with self._lock:
-            if self._conn is conn:
-                self._conn = None
-        _close(conn)
+            if self._conn is not conn:  # another thread noticed it first
+                return
+            self._conn = None
+            callbacks = self._callbacks
+        _close(conn, callbacks)
 
 
 def _keep_alive(conn: Any) -> None:
@@ -108,7 +115,13 @@ def _alive(conn: Any) -> bool:
         return False
 
 
-def _close(conn: Any) -> None:
+def _close(conn: Any, callbacks: list[int]) -> None:
+    """A registered callback keeps a connection, and its sockets, open for ever: they go first."""
+    for callback in callbacks:
+        try:
+            conn.domainEventDeregisterAny(callback)
+        except libvirt.libvirtError as error:  # the far end is gone; the near end is deregistered all the same
+            _log.debug("deregistering on a dead libvirt connection: %s", error)
     try:
         conn.close()
     except libvirt.libvirtError as error:  # already dead: nothing is left to close
