@@ -220,9 +220,6 @@ class ProtectionWorker:
         now = self._clock.now()
         waiting = error.code in _WAIT_ONLY
         log.warning("cycle failed", vm=protection.vm_name, code=error.code, error=str(error))
-        if error.code in _SITE_GONE or error.code == "TRANSFER-INTERRUPTED":
-            self._gateway.drop(protection.source_site)
-            self._gateway.drop(protection.target_site)
         self._repository.add_cycle(
             CycleRecord(
                 protection_id=pid,
@@ -261,14 +258,21 @@ class ProtectionWorker:
             )
 
     def _phase_after(self, protection: Protection, error: VaporError) -> Phase:
-        if error.code in _SITE_GONE:
-            source = self._repository.site(protection.source_site)
-            if source is not None:
-                self._sites.look(source, inventory=False)
-                seen = self._sites.seen(source.site_id)
-                if seen is not None and seen.status.reachable is False:
-                    return Phase.SOURCE_UNREACHABLE
+        if error.code in _SITE_GONE and not self._answers(protection.source_site):
+            return Phase.SOURCE_UNREACHABLE
         return Phase.ERROR
+
+    def _answers(self, site_id: str) -> bool:
+        """Look at the site now. A dead one's connections are forgotten: they may hang rather than fail."""
+        site = self._repository.site(site_id)
+        if site is None:
+            return False
+        self._sites.look(site, inventory=False)
+        seen = self._sites.seen(site_id)
+        if seen is not None and seen.status.reachable is False:
+            self._gateway.drop(site_id)
+            return False
+        return True
 
     # --- retention ---------------------------------------------------------------------------------------
     def _trim(self, protection: Protection, manifest: Manifest) -> None:
