@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -73,30 +73,16 @@ def _set_the_stage(stage: Stage, headless: bool) -> None:
     stage.open(demo=True)
     a, b = stage.pair()
     stage.protect(a, b, [s.name for s in guests.DEFAULT_GUESTS], rpo_target_s=RPO_TARGET_S)
-    if headless:
-        _watch(stage)
-        return
-    # The window is the user's own program, on the demo's database: the engine moves into it.
+    # The window, or the text view, is the user's own program on the demo's database: the engine moves into it.
     stage.close()
-    _say("opening the console …")
-    subprocess.run([sys.executable, "-m", "vapor_desktop.app", "--demo"], check=False)
-
-
-def _watch(stage: Stage) -> None:
-    """A live text view until interrupted."""
-    from vapor_desktop.cli.output import Output
-    from vapor_desktop.cli.protections import print_status
-
-    out, pause = Output(False), threading.Event()
-    _say("replicating; Ctrl+C ends the demo and removes everything")
-    try:
-        while True:
-            if out.console.is_terminal:
-                out.console.clear()
-            print_status(out, stage.backend)
-            pause.wait(2)
-    except KeyboardInterrupt:
-        return
+    if headless:
+        _say("replicating; Ctrl+C ends the demo and removes everything")
+        words = [sys.executable, "-m", "vapor_desktop.cli.main", "watch", "--interval", "2"]
+    else:
+        _say("opening the console …")
+        words = [sys.executable, "-m", "vapor_desktop.app", "--demo"]
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(words, check=False)
 
 
 def _once(stage: Stage) -> int:
