@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vapor_desktop.lab.guests import GuestSpec
+from vapor_desktop.lab.guests import GuestSpec, agent
 from vapor_desktop.lab.host import answers
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.layout import SSH_PORT
@@ -215,10 +215,14 @@ def guests(bare_lab: Lab) -> Iterator[Lab]:
 
 def test_guest_freezes_thaws_and_answers(guests: Lab) -> None:
     site = guests.sites["a"]
-    assert "Froze 2 filesystem(s)" in site.virsh("domfsfreeze", "db")
-    frozen = [disk.last for disk in site.diary("db").per_disk]
-    assert [disk.last for disk in site.diary("db").per_disk] == frozen, "nothing is written while frozen"
-    assert "Thawed 2 filesystem(s)" in site.virsh("domfsthaw", "db")
+    site.virsh("domfsfreeze", "db")
+    try:
+        assert agent(site, "db", "guest-fsfreeze-status") == "frozen"
+        frozen = [disk.last for disk in site.diary("db").per_disk]
+        assert [disk.last for disk in site.diary("db").per_disk] == frozen, "nothing is written while frozen"
+    finally:
+        site.virsh("domfsthaw", "db")
+    assert agent(site, "db", "guest-fsfreeze-status") == "thawed"
     wait_until(lambda: site.diary("db").last > frozen[0], "records after the thaw", timeout_s=20)
     site.wait_serial("db", r"VAPOR-GUEST address 192\.168\.150\.\d+")
     assert site.guest_shell("db", "hostname").strip() == "db"
