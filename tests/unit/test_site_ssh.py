@@ -150,12 +150,17 @@ def test_a_console_may_run_virt_ssh_helper_and_no_shell(there: SiteSettings, tmp
             "ssh", "-F", "none", "-i", str(tmp_path / "console"), "-o", f"UserKnownHostsFile={tmp_path / 'known'}",
             "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-p", str(port), "127.0.0.1", "--",
         ]  # fmt: skip
-        for refused in ("sh", "virt-ssh-helper qemu:///session", "virt-ssh-helper 'qemu:///system'; id", ""):
+        refusals = (
+            "sh", "", "sh -c id", "sh -c 'sh -c id'", "virt-ssh-helper qemu:///session",
+            "virt-ssh-helper 'qemu:///system'; id", "sh -c 'virt-ssh-helper 'qemu:///system'; id'",
+        )  # fmt: skip
+        for refused in refusals:
             done = subprocess.run([*ssh, *([refused] if refused else [])], capture_output=True, text=True, input="")
             assert (done.returncode, done.stdout) == (77, ""), done.stderr
-        allowed = subprocess.run([*ssh, "virt-ssh-helper 'qemu:///system'"], capture_output=True, text=True, input="")
-        assert "may only run" not in allowed.stderr
-        assert allowed.returncode != 77
+        for allowed in ("virt-ssh-helper 'qemu:///system'", "sh -c 'virt-ssh-helper 'qemu:///system''"):
+            done = subprocess.run([*ssh, allowed], capture_output=True, text=True, input="")
+            assert "may only run" not in done.stderr
+            assert done.returncode != 77
 
 
 def test_the_dispatcher_loads_nothing_but_the_standard_library() -> None:
