@@ -44,8 +44,12 @@ class Database:
         if self.is_sqlite:
             _prepare_sqlite(self.engine)
         self._writing = self.engine.execution_options(vapor_write=True)
-        with translated():
-            self._migrate()
+        try:
+            with translated():
+                self._migrate()
+        except VaporError:
+            self.engine.dispose()  # nobody will hold this object to close it
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
