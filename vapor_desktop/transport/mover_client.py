@@ -112,14 +112,27 @@ class SshMover:
     def _ask(
         self, verb: str, params: Any, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
     ) -> Any:
-        line = self._living()
-        number, answers = self._enter(line)
+        line, number, answers = self._asked(verb, params)
         try:
-            self._send(line, {"id": number, "verb": verb, "params": params})
             return self._wait(line, number, answers, on_progress, cancelled)
         finally:
             with line.lock:
                 line.waiting.pop(number, None)
+
+    def _asked(self, verb: str, params: Any) -> tuple[_Line, int, queue.SimpleQueue[_Message]]:
+        """The request, sent. A channel that died while idle is noticed here, and one new one is tried."""
+        for again in (True, False):
+            line = self._living()
+            try:
+                number, answers = self._enter(line)
+                self._send(line, {"id": number, "verb": verb, "params": params})
+            except TransferInterrupted:
+                self._discard(line)
+                if not again:
+                    raise
+            else:
+                break
+        return line, number, answers
 
     def _wait(
         self,
@@ -135,7 +148,7 @@ class SshMover:
                 give_up_at = time.monotonic() + CANCEL_TIMEOUT_S
                 self._send(line, {"id": self._number(), "verb": "cancel", "params": {"id": number}})
             if give_up_at is not None and time.monotonic() > give_up_at:
-                line.channel.close()
+                self._discard(line)
                 raise TransferCancelled("Cancelled; the mover did not stop by itself, so its channel was closed")
             try:
                 message = answers.get(timeout=_LOOK_S)
@@ -176,6 +189,13 @@ class SshMover:
                 self._line = self._opened()
             return self._line
 
+    def _discard(self, line: _Line) -> None:
+        """This channel is of no use; whoever else waits on it is told by its reader."""
+        with self._lock:
+            if self._line is line:
+                self._line = None
+        line.channel.close()
+
     def _opened(self) -> _Line:
         line = _Line(self._open_channel())
         hello: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -211,7 +231,10 @@ class SshMover:
 
 
 def _read(line: _Line, hello: queue.SimpleQueue[Any]) -> None:
-    """The channel's reader: the first line is the greeting, every other goes to who asked."""
+    """The channel's reader: the first line is the greeting, every other goes to who asked.
+
+    However it ends, everybody who waits is told.
+    """
     greeted = False
     try:
         for value in line.channel.lines():
@@ -224,14 +247,15 @@ def _read(line: _Line, hello: queue.SimpleQueue[Any]) -> None:
         _log.warning("the mover's channel is of no use any more: %s", error)
         if not greeted:
             hello.put(error)
+    finally:
         line.channel.close()
-    line.last_words = line.channel.last_words()
-    with line.lock:
-        line.ended = True
-        waiting = list(line.waiting.values())
-    hello.put(None)
-    for answers in waiting:
-        answers.put(_Message("ended"))
+        line.last_words = line.channel.last_words()
+        with line.lock:
+            line.ended = True
+            waiting = list(line.waiting.values())
+        hello.put(None)
+        for answers in waiting:
+            answers.put(_Message("ended"))
 
 
 def _dispatch(line: _Line, value: Any) -> None:

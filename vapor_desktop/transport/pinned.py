@@ -10,6 +10,7 @@ import httpx2
 
 from vapor_desktop.model.errors import (
     ApiVersionMismatch,
+    InvalidRequest,
     NotAVaporSite,
     SiteUnreachable,
     Unexpected,
@@ -28,11 +29,15 @@ def pinned_context(cert_pem: str) -> ssl.SSLContext:
     """Trusts exactly this certificate: the leaf as the only authority [facts/desktop 2, row Certificates].
 
     Names and dates do not matter: the certificate itself is what was agreed on. TLS 1.2 or newer.
+    Raises InvalidRequest when it is no certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(cadata=cert_pem)
+    try:
+        context.load_verify_locations(cadata=cert_pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise InvalidRequest("The site's pinned certificate cannot be read", fix="Pair the site again") from error
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags |= ssl.VerifyFlags(_X509_NO_CHECK_TIME)
     return context

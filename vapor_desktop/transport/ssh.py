@@ -10,6 +10,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import paramiko
@@ -101,8 +102,9 @@ class LineChannel:
         return self._errors.decode(errors="replace").strip()
 
     def close(self) -> None:
-        """The command sees the end of its input."""
-        self._channel.close()
+        """The command sees the end of its input. The connection may have ended already."""
+        with suppress(OSError, EOFError):
+            self._channel.close()
 
 
 class SshSession:
