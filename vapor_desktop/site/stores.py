@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from vapor_desktop.model.domains import DomainView
-from vapor_desktop.model.errors import NotFound
+from vapor_desktop.model.errors import NotAllowed, NotFound
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import site_id
 from vapor_desktop.site.leases import checker
@@ -57,7 +58,7 @@ def chain_of(image: Path, kind: str, helper: HelperClient) -> Iterator[Path]:
         seen.add(image)
         yield image
         try:
-            header = qcow2.read_header(image.resolve())
+            header = qcow2.read_header(Path(os.path.realpath(image)))
         except FileNotFoundError:
             return
         except PermissionError:
@@ -68,6 +69,12 @@ def chain_of(image: Path, kind: str, helper: HelperClient) -> Iterator[Path]:
             except NotFound:
                 return
             return
+        except OSError as error:  # a stale mount, a symlink's loop: what it refers to cannot be known
+            raise NotAllowed(
+                "An image of a VM on this host cannot be looked at; nothing is merged or deleted meanwhile",
+                why=f"{image}: {error.strerror}",
+                fix="Mend its storage, or undefine the VM that names it",
+            ) from error
         below = qcow2.backing_path(image, header.backing) if header and header.backing else None
         if below is None:
             return

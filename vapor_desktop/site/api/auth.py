@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,13 +27,15 @@ class Bearer:
     address: str
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     """The process's services."""
     found: Services = request.app.state.services
     return found
 
 
-def bearer(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Bearer:
+async def bearer(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Bearer:
     """The bearer token. Raises TokenInvalid without one, TooManyAttempts when its address failed too often."""
     if credentials is None:
         raise TokenInvalid("This needs a token")
@@ -59,10 +61,10 @@ def caller(
     return record
 
 
-def needs(scope: Scope) -> Callable[[TokenRecord], TokenRecord]:
+def needs(scope: Scope) -> Callable[[TokenRecord], Awaitable[TokenRecord]]:
     """A dependency: the caller's token reaches at least that scope. Raises NotAllowed."""
 
-    def checked(record: Annotated[TokenRecord, Depends(caller)]) -> TokenRecord:
+    async def checked(record: Annotated[TokenRecord, Depends(caller)]) -> TokenRecord:
         if _RANK[record.scope] < _RANK[scope]:
             raise NotAllowed(
                 f"This console's token may only {record.scope.value} here",
