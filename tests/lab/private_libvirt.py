@@ -136,7 +136,9 @@ def private_host(root: Path) -> Iterator[Host]:
         process.wait()
 
 
-def domain_xml(name: str, disks: dict[str, tuple[str, str]], extra: str = "", vm_uuid: str | None = None) -> str:
+def domain_xml(
+    name: str, disks: dict[str, tuple[str, str]], extra: str = "", vm_uuid: str | None = None, memory_mib: int = 32
+) -> str:
     """``disks``: target → (path, format)."""
     listed = "".join(
         f"<disk type='file' device='disk'><driver name='qemu' type='{kind}'/><source file='{path}'/>"
@@ -145,7 +147,7 @@ def domain_xml(name: str, disks: dict[str, tuple[str, str]], extra: str = "", vm
     )
     return (
         f"<domain type='qemu'><name>{name}</name><uuid>{vm_uuid or uuid.uuid4()}</uuid>"
-        "<memory unit='MiB'>32</memory><vcpu>1</vcpu>"
+        f"<memory unit='MiB'>{memory_mib}</memory><vcpu>1</vcpu>"
         "<os><type arch='x86_64' machine='q35'>hvm</type></os>"
         "<cpu mode='maximum'/><devices>"
         f"{listed}<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>"

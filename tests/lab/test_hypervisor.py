@@ -15,6 +15,7 @@ import pytest
 from private_libvirt import Host, domain_xml, private_host, wait_for
 
 from vapor_desktop.hypervisor.connection import LibvirtHypervisor
+from vapor_desktop.lab import disks, guestkit
 from vapor_desktop.model.domain_xml.target import build_target
 from vapor_desktop.model.domains import BackupDisk, BackupJob
 from vapor_desktop.model.eligibility import judge
@@ -464,6 +465,48 @@ def test_no_connection_is_left_open(hypervisor: LibvirtHypervisor) -> None:
         hypervisor.domains()
         hypervisor.close()
     assert sockets() == before
+
+
+def _agent(host: Host, name: str, command: str) -> object:
+    return json.loads(host.run("virsh", "qemu-agent-command", name, command))["return"]
+
+
+def test_freeze_with_a_real_agent(host: Host, hypervisor: LibvirtHypervisor) -> None:
+    """A guest that boots, mounts ext4 and runs qemu-ga: frozen for the moment, thawed after, also if the agent hangs."""
+    image = host.outside(host.images / "agent.qcow2")
+    config = "name=agent\nrate=5\nscratch=0\nzero=0\ndiscard=0\n"
+    disks.build(guestkit.build(Path.home() / ".cache/vapor-lab"), image, firmware="bios", index=0, config=config)
+    vm, name = str(uuid.uuid4()), "agent"
+    hypervisor.define(
+        domain_xml(name, {"vda": (str(host.images / "agent.qcow2"), "qcow2")}, vm_uuid=vm, memory_mib=256)
+    )
+    hypervisor.start(vm)
+    wait_for(lambda: hypervisor.domain(vm).agent_connected and hypervisor.agent_ping(vm), "the guest's agent", 120)
+
+    def begin(seq: int) -> BackupJob:
+        wanted = [BackupDisk("vda", f"/var/lib/libvirt/images/scratch/agent.{seq}", None, True, "vda")]
+        return hypervisor.begin_backup(vm, wanted, f"vapor-p-1-{seq}", f"vapor-{seq}.sock", True)
+
+    assert begin(1).frozen
+    assert _agent(host, name, '{"execute":"guest-fsfreeze-status"}') == "thawed"
+    hypervisor.end_backup(vm)
+    assert hypervisor.thaw(vm) is False
+    assert _agent(host, name, '{"execute":"guest-fsfreeze-freeze"}') != 0
+    assert hypervisor.thaw(vm) is True
+    assert _agent(host, name, '{"execute":"guest-fsfreeze-status"}') == "thawed"
+
+    stop = "kill -STOP $(pidof qemu-ga); sleep 40; kill -CONT $(pidof qemu-ga)"
+    request = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", f"({stop}) & sleep 0.1"]}}
+    _agent(host, name, json.dumps(request))
+    wait_for(lambda: not hypervisor.agent_ping(vm), "the agent to hang")
+    started = time.monotonic()
+    assert begin(2).frozen is False
+    assert time.monotonic() - started < 35
+    hypervisor.end_backup(vm)
+    wait_for(lambda: hypervisor.agent_ping(vm), "the agent to go on", 90)
+    assert _agent(host, name, '{"execute":"guest-fsfreeze-status"}') == "thawed"
+    host.run("virsh", "destroy", name)
+    hypervisor.undefine(vm)
 
 
 @pytest.mark.parametrize(
