@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ PROGRAMS = ("/usr/sbin/qemu-ga", "/usr/bin/chattr")
 COMMAND_LINE = "console=tty0 console=ttyS0 quiet loglevel=3 mitigations=off panic=-1 random.trust_cpu=on"
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux", "boot")
 GRUB_CONFIG = f"set root=(hd0,msdos1)\nlinux /vmlinuz {COMMAND_LINE}\ninitrd /initramfs\nboot\n"
+OLD_S = 24 * 3600
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
 GRUB = Path("/usr/lib/grub/i386-pc")
 
@@ -83,18 +85,27 @@ def build(cache: Path) -> GuestKit:
     """The kit, from the cache or built now (a few seconds)."""
     kernel = _newest_kernel()
     kit = GuestKit(cache / f"guestkit-{_fingerprint(kernel)}")
-    with _locked(cache / "guestkit.lock"):
+    with locked(cache / "guestkit.lock"):
         if not kit.directory.exists():
             with tempfile.TemporaryDirectory(dir=cache) as temporary:
                 made = GuestKit(Path(temporary) / "kit")
                 made.directory.mkdir()
                 _make(made, kernel)
                 made.directory.rename(kit.directory)
+            _drop_old(cache)
     return kit
 
 
+def _drop_old(cache: Path) -> None:
+    """Kits of a day ago and before: made by another version of this program."""
+    for path in cache.glob("guestkit-*"):
+        if time.time() - path.stat().st_mtime > OLD_S:
+            shutil.rmtree(path)
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while something in the cache is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -38,8 +38,6 @@ mount --make-rprivate /
 hostname {hostname}
 ROOT={root}
 """
-PIVOT = """mount --bind "$ROOT" "$ROOT"
-"""
 
 
 class Host:
@@ -84,6 +82,7 @@ class Host:
             lines.append(f'mount --bind {shlex.quote(str(source))} "$ROOT"{shlex.quote(target)}')
         for path in hostfiles.PRIVATE:
             lines.append(f'mkdir -p "$ROOT"{path}')
+        lines += [f'[ -e "$ROOT"{path} ] || : >"$ROOT"{path}' for path in hostfiles.PRIVATE_FILES if foreign]
         for path in (*hostfiles.PRIVATE, *hostfiles.PRIVATE_FILES):
             lines.append(f'mount --bind {shlex.quote(str(site.files))}{path} "$ROOT"{path}')
         lines.append(f'mount --bind {shlex.quote(str(site.directory))}/boot_id "$ROOT"{hostfiles.BOOT_ID}')

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,17 +211,16 @@ def _vapor(site: SiteLayout) -> None:
     (_inside(site, "/etc/vapor") / "site.toml").write_text(text)
 
 
-def write_command(site: SiteLayout, interpreter: str) -> None:
-    """``vapor-site`` on the host's PATH, where sshd's forced commands find it."""
+def write_command(site: SiteLayout, interpreter: str, libraries: str = "") -> None:
+    """``vapor-site`` on the host's PATH, where sshd's forced commands find it.
+
+    ``interpreter`` and ``libraries`` (a directory for PYTHONPATH) as the host sees them.
+    """
     command = _inside(site, "/usr/local/bin") / "vapor-site"
+    path = ":".join(filter(None, (CHECKOUT, libraries)))
     command.write_text(
         "#!/bin/sh\n"
-        f"export PYTHONPATH={CHECKOUT} PYTHONDONTWRITEBYTECODE=1\n"
+        f"export PYTHONPATH={path} PYTHONDONTWRITEBYTECODE=1\n"
         f'exec {interpreter} -P -m vapor_desktop.site.dispatch "$@"\n'
     )
     command.chmod(0o755)
-
-
-def own_interpreter() -> str:
-    """This process's interpreter, as a host of the same release sees it."""
-    return sys.executable

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vapor_desktop.lab import guests, hostfiles, network
+from vapor_desktop.lab import guests, hostfiles, network, release
 from vapor_desktop.lab.diary import DiaryReport
 from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.host import Host
@@ -193,11 +194,16 @@ class Lab:
             self.down()
             raise
 
-    def _make(self, site: Site, release: str) -> None:
-        root = Path("/")
+    def _make(self, site: Site, release_name: str) -> None:
+        program = hostfiles.program_root()
+        if release_name == "bookworm":
+            root, interpreter, libraries = Path("/"), sys.executable, ""
+        else:
+            root = release.build(self.cache, release.TRIXIE, program / "requirements/site.txt")
+            interpreter, libraries = "/usr/bin/python3", release.LIBRARIES
         hostfiles.prepare(site.layout, root)
-        hostfiles.write_command(site.layout, hostfiles.own_interpreter())
-        site.hold(root, [(hostfiles.program_root(), hostfiles.CHECKOUT)])
+        hostfiles.write_command(site.layout, interpreter, libraries)
+        site.hold(root, [(program, hostfiles.CHECKOUT)])
 
     def down(self) -> None:
         """Leave nothing but the cache, whatever state the lab is in. Idempotent."""
