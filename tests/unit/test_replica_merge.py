@@ -11,6 +11,7 @@ from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.manifest import Epoch
 from vapor_desktop.model.wire import RunRequest
 from vapor_desktop.site.replica import qcow2
+from vapor_desktop.site.replica.files import FileLock
 
 
 def make(root: Path, points: int, **options: object) -> Bench:
@@ -252,3 +253,19 @@ def test_a_failover_goes_ahead_of_an_unfinished_merge(tmp_path: Path) -> None:
     assert read_image(Path(run.disks["vda"])) == bench.expected[3]["vda"]
     bench.check()
     assert [p.seq for p in bench.manifest.points if not p.dead] == [1, 3, 4]
+
+
+def test_a_merge_gives_way_to_something_urgent_and_goes_on_later(tmp_path: Path) -> None:
+    bench = make(tmp_path, 4)
+    urgent = FileLock(tmp_path / VM / ".stop-merge")
+    assert urgent.acquire(0)
+    with pytest.raises(Conflict):
+        drop(bench, 2)
+    bench.check()
+    assert [p.seq for p in bench.manifest.points if p.dead] == [2]
+    bench.cycle()  # replication is not in its way
+    urgent.release()
+    bench.store.reconcile(VM)
+    assert seqs(bench) == [1, 3, 4, 5]
+    bench.check()
+    assert only_the_chain(bench)

@@ -19,6 +19,7 @@ from vapor_desktop.site.replica.files import open_made
 DIGEST_BYTES = 16
 UNKNOWN = bytes(DIGEST_BYTES)
 _RUN_BYTES = 1 << 20
+_PAGE_BYTES = 4096
 
 
 def block_digest(block: bytes | bytearray | memoryview) -> bytes:
@@ -120,8 +121,12 @@ def lay_over(slots: bytes, top: bytes) -> bytes:
     if top.find(UNKNOWN) < 0:
         return top
     out = bytearray(slots)
-    for at in range(0, len(top), DIGEST_BYTES):
-        slot = top[at : at + DIGEST_BYTES]
-        if slot != UNKNOWN:
-            out[at : at + DIGEST_BYTES] = slot
+    for page in range(0, len(top), _PAGE_BYTES):
+        part = top[page : page + _PAGE_BYTES]
+        if not part.strip(b"\0"):
+            continue
+        for at in range(0, len(part), DIGEST_BYTES):
+            slot = part[at : at + DIGEST_BYTES]
+            if slot != UNKNOWN:
+                out[page + at : page + at + DIGEST_BYTES] = slot
     return bytes(out)

@@ -50,6 +50,8 @@ def commit(image: Path, stop: Callable[[], bool]) -> bool:
 
     Idempotent. ``stop`` is asked all the time; True ends it early and the answer is False.
     """
+    if stop():
+        return False
     command = ("qemu-img", "commit", "-q", "-f", "qcow2", "-d", str(image))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while True:

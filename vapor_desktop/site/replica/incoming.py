@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from vapor_desktop.model.errors import InvalidRequest, StaleLease
@@ -95,11 +96,14 @@ class Incoming:
 
     def _map(self, disk: str, kind: str) -> ExtentMap:
         self.disk(disk)
-        return ExtentMap(self.directory / f"{disk}.{self._record.maps}.{kind}")
+        return ExtentMap(self._named(self._record, disk, kind))
+
+    def _named(self, record: IncomingRecord, disk: str, kind: str) -> Path:
+        return self.directory / f"{disk}.{record.made}.{record.maps}.{kind}"
 
     def digest_file(self, disk: str) -> Path:
         """Sparse slot file of what this incoming changed."""
-        return self.directory / f"{disk}.digests"
+        return self.directory / f"{disk}.{self._record.made}.digests"
 
     def _updates(self, disk: str) -> DigestTable:
         return DigestTable(self.digest_file(disk), self.disk(disk).size_bytes)
@@ -113,12 +117,24 @@ class Incoming:
     def check_held(self) -> None:
         """Raises StaleLease when ``revoked``."""
         if self.revoked:
-            raise StaleLease(f"Another transfer or a failover took over incoming point {self.seq}")
+            raise self._lost()
+
+    def _lost(self) -> StaleLease:
+        return StaleLease(f"Another transfer or a failover took over incoming point {self.seq}")
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """Its directory may be deleted between the check and the write."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise self._lost() from error
 
     def want(self, disk: str, extents: Iterable[Extent]) -> None:
         """Add to what must be received (grown to whole blocks); durable."""
         self.check_held()
-        self._map(disk, "want").append(align(extents, self.disk(disk).size_bytes))
+        with self._unless_gone():
+            self._map(disk, "want").append(align(extents, self.disk(disk).size_bytes))
 
     def wanted(self, disk: str) -> list[Extent] | None:
         """What must be received; None: ``want`` was never called."""
@@ -136,11 +152,12 @@ class Incoming:
     def mark_received(self, disk: str, extents: Iterable[Extent]) -> None:
         """Record extents as durable: call it after the NBD flush. Syncs the digests put so far first."""
         self.check_held()
-        if disk in self._touched:
-            self._updates(disk).sync()
-            self._touched.discard(disk)
-        steps.reached("mark-received")
-        self._map(disk, "map").append(normalise(extents))
+        with self._unless_gone():
+            if disk in self._touched:
+                self._updates(disk).sync()
+                self._touched.discard(disk)
+            steps.reached("mark-received")
+            self._map(disk, "map").append(normalise(extents))
 
     def rebase_checkpoint(self, checkpoint: str | None, dirty: Mapping[str, Iterable[Extent]]) -> None:
         """The incoming now belongs to the moment of ``checkpoint``: ``dirty`` is wanted again. One atomic step.
@@ -151,26 +168,23 @@ class Incoming:
             raise InvalidRequest("The changes of every disk of the incoming point are needed, and of no other")
         self.check_held()
         after = self._record.model_copy(update={"checkpoint": checkpoint, "maps": self._record.maps + 1})
-        for disk, extents in dirty.items():
-            again = align(extents, self.disk(disk).size_bytes)
-            old_wanted, old_received = self.wanted(disk), self.received(disk)
-            name = self.directory / f"{disk}.{after.maps}"
-            if old_wanted is not None or again:
-                ExtentMap(name.with_name(f"{name.name}.want")).replace(union(old_wanted or [], again))
-            ExtentMap(name.with_name(f"{name.name}.map")).replace(subtract(old_received, again))
+        with self._unless_gone():
+            for disk, extents in dirty.items():
+                again = align(extents, self.disk(disk).size_bytes)
+                old_wanted, old_received = self.wanted(disk), self.received(disk)
+                ExtentMap(self._named(after, disk, "want")).replace(union(old_wanted or [], again))
+                ExtentMap(self._named(after, disk, "map")).replace(subtract(old_received, again))
         steps.reached("rebase-maps")
         self._save(after)
 
     def _save(self, after: IncomingRecord) -> None:
         with locked(self.layout.lock):  # the takeover of another process must not be written over
             self.check_held()
-            before = self._record.maps
             records.save(self.directory, after)
-            self._record = after
-        if after.maps != before:
-            for disk in after.disks:
-                remove(self.directory / f"{disk}.{before}.want")
-                remove(self.directory / f"{disk}.{before}.map")
+            before, self._record = self._record, after
+        for disk in after.disks:
+            remove(self._named(before, disk, "want"))
+            remove(self._named(before, disk, "map"))
 
     def complete(self) -> bool:
         """True when every disk's wanted is known and received."""
@@ -184,7 +198,8 @@ class Incoming:
         """16 bytes for each written 64 KiB block. Durable with the next ``mark_received``."""
         if len(digests) % DIGEST_BYTES or first_block * DIGEST_BYTES + len(digests) > self._slots(disk):
             raise InvalidRequest(f"Digests beyond the end of disk {disk}")
-        self._updates(disk).write(first_block, digests)
+        with self._unless_gone():
+            self._updates(disk).write(first_block, digests)
         self._touched.add(disk)
 
     def _slots(self, disk: str) -> int:

@@ -137,8 +137,10 @@ def _make(
     steps.reached("incoming-numbered")
     directory = layout.unfinished(seq)
     make_dir(directory)
+    made = uuid4().hex
     record = IncomingRecord(
-        holder=uuid4().hex,
+        made=made[:8],
+        holder=made,
         parent_seq=newest.seq if newest else None,
         epoch=manifest.epoch,
         source_site=manifest.source_site,

@@ -206,7 +206,7 @@ def _fold(layout: Layout, newest: PointEntry, target: str) -> None:
 
 
 def _is_parents(layout: Layout, newest: PointEntry, target: str, table_of: str) -> bool:
-    """Whether the table is that of the point's parent: not after a first copy, nor after a rebuild without a point."""
+    """Whether the table is that of the point's parent: not on a first copy, nor when a rebuild left a point out."""
     header = qcow2.read_header(layout.disks / newest.files[target])
     if header is None or header.backing is None:
         return False

@@ -33,6 +33,7 @@ class IncomingDisk(Value):
 class IncomingRecord(Value):
     """``incoming.json``. ``holder`` changes with every opening: who has another one lost it."""
 
+    made: str  # in the names of its maps: who was thrown out writes beside those of the next, never into them
     holder: str
     parent_seq: int | None
     epoch: Epoch

@@ -19,7 +19,7 @@ _TOP = re.compile(
     r"manifest\.json|protection\.json|merge\.json|merge-.*\.head|\.lock|\.merge|\.stop-merge|deleting|damaged-\w+\.json|\..*\.new"
 )
 _POINT = re.compile("|".join((r"point\.json|entry\.json|.*\.digests|\..*\.new", *map(re.escape, POINT_FILES))))
-_UNFINISHED = re.compile(r"incoming\.json|\.busy|.*\.\d+\.(map|want)|.*\.digests|\..*\.new")
+_UNFINISHED = re.compile(r"incoming\.json|\.busy|.*\.(map|want)|.*\.digests|\..*\.new")
 _NUMBER = re.compile(r"\d+")
 _KNOWN: dict[str, tuple[re.Pattern[str], re.Pattern[str] | None]] = {
     # part -> (plain files in it, files in its numbered directories)
