@@ -366,7 +366,7 @@ def test_identity_and_trust_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_answers_do_not_wait_for_delayed_acknowledgements(console: httpx2.Client) -> None:
-    """Nagle's algorithm would add 40 ms to each call of a cycle; the fastest of many tells, however busy the machine."""
+    """Nagle's algorithm would add 40 ms to each call of a cycle; the fastest of many tells."""
     times = []
     for _ in range(50):
         begun = time.perf_counter()
