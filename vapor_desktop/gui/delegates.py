@@ -61,7 +61,7 @@ class BarDelegate(QStyledItemDelegate):
         faint = QColor(colour)
         faint.setAlphaF(0.22)
         if share is None:
-            painter.setBrush(QBrush(QColor(self._theme.colours.dim), Qt.BrushStyle.BDiagPattern))
+            painter.setBrush(QBrush(colour, Qt.BrushStyle.BDiagPattern))
             painter.drawRect(track)
             return
         painter.setBrush(faint)

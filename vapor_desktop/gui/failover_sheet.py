@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from html import escape
 
+from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QDialog,
@@ -84,6 +85,9 @@ class FailoverSheet(QDialog):
         table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         table.setTabKeyNavigation(False)
         table.setMinimumHeight(130)
+        table.setShowGrid(False)
+        table.verticalHeader().setDefaultSectionSize(table.fontMetrics().height() + 9)
+        table.horizontalHeader().setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         table.horizontalHeader().setStretchLastSection(True)
 
@@ -97,7 +101,7 @@ class FailoverSheet(QDialog):
         self.points.setRowCount(len(preview.points))
         for row, point in enumerate(preview.points):
             for column, text in enumerate(self._cells(point)):
-                self.points.setItem(row, column, QTableWidgetItem(text))
+                self.points.setItem(row, column, QTableWidgetItem(f"{text}   "))
         if preview.points:
             self.points.selectRow(0)
         crit = self._context.theme.colours.severity[Severity.CRITICAL]

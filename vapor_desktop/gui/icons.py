@@ -26,6 +26,8 @@ SEVERITY_WORDS = {
     Severity.CRITICAL: "critical",
 }
 _SIZES = (16, 22, 32, 64)
+# On a selected row every icon is white: its shape speaks.
+_ON_HIGHLIGHT, _HIGHLIGHT = "#FFFFFF", "#0B65A6"
 
 
 @cache
@@ -51,6 +53,7 @@ def _icon(name: str, colour: str, disabled: str, knockout: str) -> QIcon:
     for edge in _SIZES:
         icon.addPixmap(pixmap(name, colour, edge, knockout), QIcon.Mode.Normal)
         icon.addPixmap(pixmap(name, disabled, edge, knockout), QIcon.Mode.Disabled)
+        icon.addPixmap(pixmap(name, _ON_HIGHLIGHT, edge, _HIGHLIGHT), QIcon.Mode.Selected)
     return icon
 
 

@@ -329,6 +329,7 @@ class MainWindow(QMainWindow):
         if not (saved and self.restoreGeometry(QByteArray.fromBase64(saved.encode()))):
             self.resize(1320, 780)
         self.go(int(self.context.memory.get("page", 0)))
+        self.navigation.setFocus()
 
     def let_close(self) -> None:
         """The next close is real."""

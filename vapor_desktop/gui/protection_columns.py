@@ -255,8 +255,8 @@ class Column:
 
 COLUMNS: tuple[Column, ...] = (
     Column("sev", "", lambda row: "", worst_first, 30, said=_severity_said, help="Severity; sorts worst first"),
-    Column("name", "VM", lambda row: row.name, _text(lambda row: row.name), 150, said=lambda row: row.name),
-    Column("status", "Status", _status, worst_first, 190),
+    Column("name", "VM", lambda row: row.name, _text(lambda row: row.name), 140, said=lambda row: row.name),
+    Column("status", "Status", _status, worst_first, 170),
     Column(
         "rpo_now",
         "RPO now",
@@ -268,11 +268,11 @@ COLUMNS: tuple[Column, ...] = (
         help="How much data would be lost now: the age of the newest recovery point",
     ),
     Column("rpo_target", "RPO target", _target, _number(lambda s: s.protection.policy.rpo_target_s), 84, right=True),
-    Column("last_point", "Last point", _last_point, _moment(lambda s: s.last_point_taken_at), 96),
-    Column("progress", "Progress", _progress, lambda row: (0, -(row.share or -1.0)), 250, lively=True),
-    Column("next_run", "Next cycle", _next, _moment(lambda s: s.next_due_at), 100, lively=True),
-    Column("route", "From → to", _route, _text(_route), 150),
-    Column("last_sent", "Last sent", _last_sent, _number(lambda s: s.last_sent_bytes), 120, right=True),
+    Column("last_point", "Last point", _last_point, _moment(lambda s: s.last_point_taken_at), 90),
+    Column("progress", "Progress", _progress, lambda row: (0, -(row.share or -1.0)), 240, lively=True),
+    Column("next_run", "Next cycle", _next, _moment(lambda s: s.next_due_at), 80, lively=True),
+    Column("route", "From → to", _route, _text(_route), 120),
+    Column("last_sent", "Last sent", _last_sent, _number(lambda s: s.last_sent_bytes), 110, right=True),
     Column("points", "Points", _points, _number(lambda s: s.point_count), 130, lively=True),
     Column("verified", "Last drill", _verified, _text(_verified), 100, hidden=True),
     Column("power", "Source power", _power, _text(_power), 90, hidden=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class HatchItem(pg.GraphicsObject):  # type: ignore[misc]
 
     def viewTransformChanged(self) -> None:
         """The view moved."""
+        super().viewTransformChanged()  # forgets the cached view rectangle
         self.prepareGeometryChange()
         self.update()
 
@@ -96,7 +97,7 @@ class RpoGraph(pg.PlotWidget):  # type: ignore[misc]
         super().__init__(parent, axisItems={"bottom": pg.DateAxisItem(), "left": self._axis})
         self.setAccessibleName("RPO over time")
         self._theme = theme
-        self.series = Series()
+        self.series, self.span = Series(), timedelta()
         plot = self.getPlotItem()
         plot.setMenuEnabled(False)
         plot.hideButtons()
@@ -118,7 +119,7 @@ class RpoGraph(pg.PlotWidget):  # type: ignore[misc]
 
     def show_series(self, series: Series, since: datetime, until: datetime) -> None:
         """Replace the data; the view spans the asked range."""
-        self.series = series
+        self.series, self.span = series, until - since
         top = max([series.highest, *([float(series.targets.max())] if series.targets.size else [60.0])])
         self.getPlotItem().setXRange(since.timestamp(), until.timestamp(), padding=0)
         self.getPlotItem().setYRange(0, top * 1.15, padding=0)

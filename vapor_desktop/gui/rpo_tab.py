@@ -106,6 +106,8 @@ class RpoTab(QWidget):
         key, span, backend = self._key, self._span, self._context.backend
         if key is None:
             return
+        if self.graph.span != span:
+            self.summary.setText("Reading…")
 
         def work() -> Loaded:
             until = datetime.now(UTC)

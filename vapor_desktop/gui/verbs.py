@@ -110,6 +110,7 @@ class Verbs(QObject):
 
     def _make(self, spec: _Spec) -> QAction:
         action = QAction(spec.text, self)
+        action.setIconText(spec.text.replace("&", ""))  # else Qt drops the dots on tool buttons
         if spec.shortcut:
             action.setShortcut(QKeySequence(spec.shortcut))
         action.triggered.connect(lambda: self._ask(spec))

@@ -53,7 +53,7 @@ class VmsPage(QWidget):
         self._say_empty(0, 0)
 
     def _lay_out(self) -> None:
-        self.filter_edit.setPlaceholderText("Filter by name, site, status…  (Ctrl+F)")
+        self.filter_edit.setPlaceholderText("Filter (Ctrl+F)")
         self.filter_edit.setAccessibleName("Filter virtual machines")
         self.filter_edit.setClearButtonEnabled(True)
         self.filter_edit.setMaximumWidth(300)
