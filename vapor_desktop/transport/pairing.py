@@ -18,7 +18,9 @@ from vapor_desktop.model.errors import (
     CertificateChanged,
     NotAVaporSite,
     SiteUnreachable,
+    TokenExpired,
     TokenInvalid,
+    TokenRevoked,
     VaporError,
 )
 from vapor_desktop.model.sites import Site
@@ -181,8 +183,16 @@ def _give_back(api: HttpSiteApi) -> None:
     """A token nobody will use. If the site cannot be told, its administrator still sees and can revoke it."""
     try:
         api.revoke_own_token()
-    except SiteUnreachable:
+    except (SiteUnreachable, TokenInvalid, TokenExpired, TokenRevoked):
         return
+
+
+def _give_token_back(site: Site, token: str) -> None:
+    api = HttpSiteApi(site.api_url, site.cert_pem, lambda: token)
+    try:
+        _give_back(api)
+    finally:
+        api.close()
 
 
 def pair_sites(
@@ -274,16 +284,16 @@ class SitePairing:
         with _step(on_check, "keyring", "The keyring is open"):
             public_key = console_public_key(self._secrets)
         site, own = pair_site(probe, token, self._console_id, self._console_name, public_key, on_check)
+        name = site_token(site.site_id)
         with _step(on_check, "keep", "This console's own token is in the keyring"):
             try:
-                self._secrets.put(site_token(site.site_id), own)
+                before = self._secrets.get(name)
+                self._secrets.put(name, own)
             except VaporError:
-                api = HttpSiteApi(site.api_url, site.cert_pem, lambda: own)
-                try:
-                    _give_back(api)
-                finally:
-                    api.close()
+                _give_token_back(site, own)
                 raise
+        if before is not None:
+            _give_token_back(site, before)  # paired again: its last token is nobody's now
         return site
 
     def pair_sites(self, a: Site, b: Site, on_check: OnCheck) -> str:
