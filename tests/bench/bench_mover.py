@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,8 +90,8 @@ def fill(kind: str, path: Path, size_bytes: int) -> SourceDisk:
     return source
 
 
-def nbdcopy(sshd: Sshd, source: Path, where: Path, size_bytes: int) -> float:
-    """Seconds of one copy into a fresh qcow2, flushed, through a forwarded socket that is already up."""
+def nbdcopy(sshd: Sshd, source: Path, where: Path, size_bytes: int) -> tuple[float, Counter[str]]:
+    """Seconds (and CPU seconds by program) of one copy into a fresh qcow2, flushed, through a forwarded socket that is already up."""
     with ExitStack() as stack:
         image, there, here = where / "rival.qcow2", where / "there", where / "here"
         run("qemu-img", "create", "-q", "-f", "qcow2", image, str(size_bytes))
@@ -102,9 +103,13 @@ def nbdcopy(sshd: Sshd, source: Path, where: Path, size_bytes: int) -> float:
             time.sleep(0.005)
         link = sshd.forward(here, there)
         stack.callback(lambda: (link.terminate(), link.wait(), here.unlink(missing_ok=True)))
+        before, child = cpu_by_name(server.pid, link.pid, sshd.pid), children_s()
         started = time.monotonic()
         run("nbdcopy", "--flush", f"nbd+unix:///disk?socket={source}", f"nbd+unix:///disk?socket={here}")
-        return time.monotonic() - started
+        took = time.monotonic() - started
+        used = cpu_by_name(server.pid, link.pid, sshd.pid) - before
+        used["nbdcopy"] = children_s() - child  # type: ignore[assignment]
+        return took, used
 
 
 def peak_rss_mb(pid: int) -> float:
@@ -119,6 +124,34 @@ def cpu_s(pid: int) -> float:
     """User and system time so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def descendants(root: int) -> list[int]:
+    """A process and everything below it, now."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, at = [root], 0
+    while at < len(found):
+        found += children.get(found[at], [])
+        at += 1
+    return found
+
+
+def cpu_by_name(*roots: int) -> Counter[str]:
+    """CPU seconds so far of every process at or below the roots, by program."""
+    total: Counter[str] = Counter()
+    for pid in {p for root in roots for p in descendants(root)}:
+        try:
+            total[Path(f"/proc/{pid}/comm").read_text().strip()] += cpu_s(pid)  # type: ignore[assignment]
+        except OSError:
+            continue
+    return total
 
 
 def pids(*words: str) -> list[int]:
@@ -138,19 +171,41 @@ def pids(*words: str) -> list[int]:
 def bulk(kind: str, rig: Rig, sshd: Sshd, mover: Mover, size: int, rounds: int, say: Callable[[str], None]) -> float:
     """Median throughput ratio on one kind of data."""
     source = fill(kind, rig.root / f"{kind}.qcow2", size)
-    ours, rival = [], []
+    ours: list[float] = []
+    rival: list[float] = []
     with export(source.path) as socket:
         for _ in range(rounds):
-            rival.append(nbdcopy(sshd, socket, rig.root, size))
+            reader = pids("qemu-nbd", str(socket))
+            idle = cpu_by_name(*reader)
+            took, rival_cpu = nbdcopy(sshd, socket, rig.root, size)
+            rival.append(took)
+            rival_cpu["source"] = (cpu_by_name(*reader) - idle).total()
             rig.renew_vm()
+            before, idle = cpu_by_name(mover.process.pid, sshd.pid), cpu_by_name(*reader)
             started = time.monotonic()
             done = mover.transfer(rig.transfer([disk("vda", size, socket)], checkpoint=None))
             ours.append(time.monotonic() - started)
+            cpu = cpu_by_name(mover.process.pid, sshd.pid) - before
+            cpu["source"] = (cpu_by_name(*reader) - idle).total()
             say(f"  {kind}: nbdcopy {rival[-1]:.2f} s, ours {ours[-1]:.2f} s, wire {done.wire_bytes / size:.3f}")
+            say(
+                f"    CPU nbdcopy {rival_cpu.total():.2f} s {table(rival_cpu)}; ours {cpu.total():.2f} s {table(cpu)}"
+            )
         if not rig.identical(1, "vda", socket):
             raise RuntimeError("the copy differs")
     source.path.unlink()
     return statistics.median(rival) / statistics.median(ours)
+
+
+def children_s() -> float:
+    """CPU seconds of our children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def table(cpu: Counter[str]) -> str:
+    """Programs with their seconds."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in cpu.most_common() if value > 0.02)
 
 
 def deltas(rig: Rig, mover: Mover, say: Callable[[str], None]) -> dict[str, float]:

@@ -58,6 +58,10 @@ class Sshd:
             rig.source_id,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def forward(self, here: Path, there: Path) -> subprocess.Popen[bytes]:
         """An ssh that forwards a unix socket; its end is the caller's."""
         process = subprocess.Popen(

@@ -214,8 +214,30 @@ class Rig:
         out = run("qemu-img", "check", "--output=json", self.store.disk_path(self.vm, seq, disk))
         return json.loads(out)["check-errors"] == 0
 
+    def receiver_pid(self) -> int:
+        """Of the one receiver that runs for this rig."""
+        return _one_process("vapor_desktop.site.dispatch", self.source_id)
+
+    def daemon_pid(self) -> int:
+        """Of its storage daemon."""
+        return _one_process("qemu-storage-daemon", f"{self.root}/b/run/")
+
     def close(self) -> None:
         self.pool.close()
+
+
+def _one_process(*words: str) -> int:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if all(word in line for word in words):
+                found.append(int(entry.name))
+    assert len(found) == 1, found
+    return found[0]
 
 
 def disk(

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from tests.unit.mover_rig import MIB, Rig, SourceDisk, disk, export
+from tests.unit.mover_rig import MIB, Rig, SourceDisk, disk, export, run
+from vapor_desktop.model.errors import (
+    Conflict,
+    NotAllowed,
+    ReplicaFull,
+    StaleLease,
+    TransferCancelled,
+    TransferInterrupted,
+)
 from vapor_desktop.model.manifest import DiskMode
+from vapor_desktop.model.wire import Progress
+from vapor_desktop.site.mover.peer import PeerPool
+from vapor_desktop.site.mover.sender import Outgoing
 
 SIZE = 64 * MIB + 4096  # the last block is a short one
 
@@ -60,3 +78,223 @@ def test_delta_carries_data_zeroes_and_discards_over_the_parent(rig: Rig, vda: S
         assert done.data_bytes == 2 * 64 * 1024 + 4096  # whole blocks, and the short last one
     assert done.manifest is not None
     assert [p.seq for p in done.manifest.points] == [1, 2]
+
+
+def test_compare_sends_only_what_differs_and_zeroes_too(rig: Rig, vda: SourceDisk) -> None:
+    first_copy(rig, vda)
+    vda.drop_bitmap("cp1")  # as after a crash of QEMU: the bitmap is lost
+    vda.write((2 * MIB, 64 * 1024, 9), (10 * MIB + 128 * 1024, 64 * 1024, -1), (50 * MIB, 4096, 10))
+    with export(vda.path) as socket:
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket, DiskMode.COMPARE)], checkpoint="cp2"))
+        assert done.published
+        assert rig.identical(2, "vda", socket)
+    assert done.data_bytes == 2 * 64 * 1024
+    assert done.zero_bytes == 64 * 1024
+    assert done.wire_bytes < MIB
+    assert rig.store.point(rig.vm, 2).disks[0].digest != ""
+
+
+def test_compare_without_a_table_reads_the_target_itself(rig: Rig, vda: SourceDisk) -> None:
+    first_copy(rig, vda)
+    rig.store.digests(rig.vm, "vda").path.unlink()
+    vda.write((2 * MIB, 64 * 1024, 9))
+    with export(vda.path) as socket:
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket, DiskMode.COMPARE)], checkpoint="cp2"))
+        assert rig.identical(2, "vda", socket)
+    assert done.data_bytes == 64 * 1024
+
+
+def test_two_disks_are_one_point_and_a_new_disk_comes_full(rig: Rig, vda: SourceDisk) -> None:
+    first_copy(rig, vda)
+    vdb = SourceDisk(rig.root / "vdb.qcow2", 8 * MIB)
+    vdb.write((MIB, MIB, 5))
+    vda.write((MIB, 4096, 6))
+    with export(vda.path, bitmap="cp1") as a, export(vdb.path) as b:
+        disks = [disk("vda", SIZE, a, DiskMode.DELTA, "cp1"), disk("vdb", 8 * MIB, b)]
+        done = rig.send(rig.transfer(disks, checkpoint="cp2"))
+        assert rig.identical(done.seq, "vda", a)
+        assert rig.identical(done.seq, "vdb", b)
+    assert {d.target: d.mode for d in rig.store.point(rig.vm, 2).disks} == {
+        "vda": DiskMode.DELTA,
+        "vdb": DiskMode.FULL,
+    }
+
+
+def test_a_grown_disk_comes_with_its_new_size(rig: Rig, vda: SourceDisk) -> None:
+    first_copy(rig, vda)
+    grown = 80 * MIB
+    run("qemu-img", "resize", "-q", vda.path, str(grown))
+    vda.write((70 * MIB, MIB, 11))
+    with export(vda.path, bitmap="cp1") as socket:
+        done = rig.send(rig.transfer([disk("vda", grown, socket, DiskMode.DELTA, "cp1")], checkpoint="cp2"))
+        assert rig.identical(done.seq, "vda", socket)
+
+
+def test_nothing_changed_opens_nothing_when_asked_so(rig: Rig, vda: SourceDisk) -> None:
+    first_copy(rig, vda)
+    with export(vda.path, bitmap="cp1") as socket:
+        delta = disk("vda", SIZE, socket, DiskMode.DELTA, "cp1")
+        done = rig.send(rig.transfer([delta], checkpoint="cp2", skip_if_empty=True))
+        assert (done.empty, done.published, done.wire_bytes) == (True, False, 0)
+        assert rig.manifest().next_seq == 2
+        done = rig.send(rig.transfer([delta], checkpoint="cp2"))
+        assert (done.empty, done.published, done.data_bytes) == (False, True, 0)
+
+
+def test_a_bandwidth_limit_holds(rig: Rig, vda: SourceDisk) -> None:
+    vda.write((40 * MIB, 6 * MIB, 20))
+    seen: list[Progress] = []
+    with export(vda.path) as socket:
+        done = rig.send(
+            rig.transfer([disk("vda", SIZE, socket)], checkpoint=None, bandwidth_bytes_s=4 * MIB), seen.append
+        )
+    assert done.wire_bytes / done.duration_s < 4.6 * MIB
+    assert done.duration_s > 2
+    assert len(seen) >= 2
+    assert 0 < seen[0].done_bytes < seen[-1].done_bytes <= seen[-1].total_bytes == SIZE
+
+
+def test_the_deadline_keeps_the_incoming_and_the_same_job_goes_on(rig: Rig, vda: SourceDisk) -> None:
+    vda.bitmap("cp1")
+    vda.write((40 * MIB, 6 * MIB, 20))
+    with export(vda.path) as socket:
+        slow = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", bandwidth_bytes_s=2 * MIB, deadline_s=1.0)
+        part = rig.send(slow)
+        assert not part.published
+        assert part.duration_s < 3
+        kept = rig.store.view(rig.vm).incoming
+        assert kept is not None
+        assert kept.received_bytes["vda"] > 0
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", resume_incoming=True))
+        assert done.published
+        assert done.data_bytes + part.data_bytes < 14 * MIB  # what had arrived did not travel again
+        assert done.read_bytes < 12 * MIB
+        assert rig.identical(done.seq, "vda", socket)
+
+
+def test_a_later_job_sends_what_changed_since_and_what_had_not_arrived(rig: Rig, vda: SourceDisk) -> None:
+    vda.bitmap("cp1")
+    with export(vda.path) as socket:
+        part = rig.send(
+            rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", bandwidth_bytes_s=2 * MIB, deadline_s=1.0)
+        )
+    assert not part.published
+    vda.write((0, 2 * MIB, 30), (60 * MIB, MIB, 31), (30 * MIB, MIB, 0))  # over what has and has not arrived
+    vda.bitmap("cp2")
+    with export(vda.path, bitmap="cp1") as socket:
+        later = rig.transfer(
+            [disk("vda", SIZE, socket, DiskMode.FULL, "cp1")], checkpoint="cp2", resume_incoming=True
+        )
+        done = rig.send(later)
+        assert done.published
+        assert rig.identical(done.seq, "vda", socket)
+    assert done.manifest is not None
+    assert done.manifest.newest is not None
+    assert done.manifest.newest.checkpoint == "cp2"
+
+
+def test_an_incomplete_part_is_kept_and_not_published(rig: Rig, vda: SourceDisk) -> None:
+    with export(vda.path) as socket:
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", complete=False))
+        assert not done.published
+        assert rig.manifest().newest is None
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", resume_incoming=True))
+        assert done.published
+        assert done.data_bytes == 0
+        assert rig.identical(done.seq, "vda", socket)
+
+
+def test_resuming_what_is_gone_is_refused(rig: Rig, vda: SourceDisk) -> None:
+    with export(vda.path) as socket, pytest.raises(Conflict, match="no incoming"):
+        rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", resume_incoming=True))
+    assert rig.store.view(rig.vm).incoming is None
+
+
+def test_cancel_stops_within_two_seconds_and_keeps_what_arrived(rig: Rig, vda: SourceDisk) -> None:
+    with export(vda.path) as socket:
+        slow = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", bandwidth_bytes_s=MIB)
+        seen = threading.Event()
+        outgoing = Outgoing(slow, rig.pool, rig.helper, lambda _p: seen.set())
+        with ThreadPoolExecutor(1) as crew:
+            running = crew.submit(outgoing.run)
+            assert seen.wait(20)
+            at = time.monotonic()
+            outgoing.cancel()
+            with pytest.raises(TransferCancelled):
+                running.result(timeout=10)
+            assert time.monotonic() - at < 2
+        resumed = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", resume_incoming=True)
+        done = rig.send(resumed)
+        assert done.published
+        assert rig.identical(done.seq, "vda", socket)
+
+
+def test_a_stale_fence_is_refused_before_and_in_the_middle(rig: Rig, vda: SourceDisk) -> None:
+    with export(vda.path) as socket:
+        old = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1")
+        rig.fence = rig.lease()
+        with pytest.raises(StaleLease):
+            rig.send(old)
+        assert rig.store.view(rig.vm).incoming is None
+        running = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", bandwidth_bytes_s=256 * 1024)
+        with pytest.raises(StaleLease):
+            rig.send(running, lambda _p: setattr(rig, "fence", rig.lease()))
+    assert rig.manifest().newest is None
+
+
+def test_only_the_source_site_of_a_vm_may_send_it(rig: Rig, vda: SourceDisk) -> None:
+    stranger = str(uuid4())
+    argv = [stranger if word == rig.source_id else word for word in rig.receive_argv()]
+    pool = PeerPool(lambda _peer: argv)
+    with export(vda.path) as socket, pytest.raises(NotAllowed):
+        Outgoing(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1"), pool, rig.helper, lambda _p: None).run()
+    pool.close()
+
+
+def test_a_full_replica_is_told_before_it_is_full(vda: SourceDisk, rig: Rig) -> None:
+    free = shutil.disk_usage(rig.root).free
+    config = rig.root / "b" / "site.toml"
+    config.write_text(config.read_text().replace("replica_reserve_bytes = 0", f"replica_reserve_bytes = {free * 2}"))
+    with export(vda.path) as socket, pytest.raises(ReplicaFull):
+        rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1"))
+    assert rig.manifest().newest is None
+
+
+@pytest.mark.parametrize("victim", ["receiver", "storage daemon"])
+def test_a_killed_end_costs_only_a_resume(rig: Rig, vda: SourceDisk, victim: str) -> None:
+    first_copy(rig, vda)
+    vda.write((0, 8 * MIB, 40))
+    with export(vda.path, bitmap="cp1") as socket:
+        delta = disk("vda", SIZE, socket, DiskMode.DELTA, "cp1")
+        killed: list[int] = []
+
+        def kill(_progress: Progress) -> None:
+            if not killed:
+                killed.append(rig.receiver_pid() if victim == "receiver" else rig.daemon_pid())
+                os.kill(killed[0], signal.SIGKILL)
+
+        with pytest.raises(TransferInterrupted):
+            rig.send(rig.transfer([delta], checkpoint="cp2", bandwidth_bytes_s=2 * MIB), kill)
+        assert rig.manifest().newest is not None
+        assert rig.manifest().newest.seq == 1  # type: ignore[union-attr]
+        assert rig.chain_ok(1, "vda")
+        done = rig.send(rig.transfer([delta], checkpoint="cp2", resume_incoming=True))
+        assert done.published
+        assert rig.identical(done.seq, "vda", socket)
+        assert rig.chain_ok(done.seq, "vda")
+
+
+def test_nothing_of_qemu_has_a_published_file_open(rig: Rig, vda: SourceDisk) -> None:
+    first_copy(rig, vda)
+    daemon = rig.daemon_pid()  # alive between cycles, on purpose
+    opened = [str(fd.readlink()) for fd in Path(f"/proc/{daemon}/fd").iterdir()]
+    assert not [path for path in opened if path.endswith(".qcow2")]
+
+
+def test_a_vanished_sender_leaves_no_process_and_no_socket(rig: Rig, vda: SourceDisk) -> None:
+    first_copy(rig, vda)
+    receiver, daemon = rig.receiver_pid(), rig.daemon_pid()
+    rig.pool.close()
+    assert not Path(f"/proc/{receiver}").exists()
+    assert not Path(f"/proc/{daemon}").exists()
+    assert list((rig.root / "b" / "run").iterdir()) == []

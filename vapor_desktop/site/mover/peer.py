@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import signal
 import socket
 import subprocess
 import tempfile
@@ -28,6 +27,7 @@ from vapor_desktop.site.mover.throttle import Throttle
 HELLO_S = 30.0
 ANSWER_S = 120.0  # COMMIT flushes and publishes; a lost link is noticed by ssh itself, sooner
 SSH_FAILED = 255
+PATIENCE_S = 1.5
 STDERR_TAIL_BYTES = 2000
 
 
@@ -178,21 +178,19 @@ class PeerSession:
         return self.usable and self.error is None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End it now; whoever is blocked on it fails. The receiver keeps what is durable."""
+        """End it now; whoever is blocked on it fails. The receiver sees the end and makes durable what it has."""
         self.usable = False
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # ENOTCONN: the other end was first
             self._socket.shutdown(socket.SHUT_RDWR)
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
-        """End it and wait for the command."""
+        """End it and wait for the command; an ssh whose link is dead is not waited for."""
         self.kill()
-        try:
-            self._process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for end in (lambda: None, self._process.terminate, self._process.kill):
+            end()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=PATIENCE_S)
+                break
         self._reader.join(timeout=5.0)
         self._socket.close()
         self._errors.close()
