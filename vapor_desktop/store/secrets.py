@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import keyring.core
 import keyring.errors
 import secretstorage.exceptions
-from jeepney.wrappers import DBusErrorResponse  # type: ignore[import-untyped]
+from jeepney.wrappers import DBusErrorResponse
 from keyring.backend import KeyringBackend
 from keyring.backends import SecretService, chainer, kwallet, libsecret
 

@@ -47,6 +47,8 @@ class _Connections:
 class Gateway:
     """Thread-safe. ``hypervisor_factory`` makes a hypervisor of a libvirt URI (it may connect later).
 
+    ``repository`` knows a pair's route; both routes are tried directly as long as there is no relay.
+
     A site that was edited (address, pins) gets new connections. ``runtime_dir``: where SSH files go;
     None: below ``$XDG_RUNTIME_DIR``.
     """

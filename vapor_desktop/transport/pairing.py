@@ -242,7 +242,7 @@ def _reaches(api: HttpSiteApi, here: Site, there: Site, on_check: OnCheck) -> bo
         on_check(Check(key, title, "ok", took))
         return True
     error = answer.error or {}
-    text = f"{error.get('what', 'It does not')}. The console will relay the data"
+    text = str(error.get("what", "It does not"))
     on_check(Check(key, title, "warning", text, str(error.get("fix", "")), str(error.get("code", ""))))
     return False
 
