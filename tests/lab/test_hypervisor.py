@@ -472,7 +472,7 @@ def _agent(host: Host, name: str, command: str) -> object:
 
 
 def test_freeze_with_a_real_agent(host: Host, hypervisor: LibvirtHypervisor) -> None:
-    """A guest that boots, mounts ext4 and runs qemu-ga: frozen for the moment, thawed after, also if the agent hangs."""
+    """A guest that boots, mounts ext4 and runs qemu-ga: frozen for the moment and thawed after."""
     image = host.outside(host.images / "agent.qcow2")
     config = "name=agent\nrate=5\nscratch=0\nzero=0\ndiscard=0\n"
     disks.build(guestkit.build(Path.home() / ".cache/vapor-lab"), image, firmware="bios", index=0, config=config)

@@ -64,14 +64,12 @@ class BackupJobs:
         HypervisorFailed otherwise; a checkpoint made by a call that failed is removed again.
         """
         _check_request(disks, checkpoint)
-        open_job = self.our_socket(vm_uuid)
-        if open_job is not None:
-            raise DomainBusy("An earlier backup job of ours is still open", why=open_job)
-        foreign = self.foreign(vm_uuid)
-        if foreign is not None:
-            raise DomainBusy("Another job holds the VM", why=foreign)
-        before = set(self._checkpoints.names(vm_uuid)) if checkpoint else set()
-        if checkpoint in before:
+        with self._slow.domain(vm_uuid, "Could not look at the VM before its backup job") as dom:
+            if not dom.isActive():
+                raise HypervisorFailed("The VM is off: it has no backup job", fix="Read its images instead")
+            _refuse_open_job(dom)
+            known = {c.getName() for c in dom.listAllCheckpoints(0)} if checkpoint else set()
+        if checkpoint in known:
             raise InvalidRequest(f"The checkpoint {checkpoint} exists already", fix="Names are never used again")
         try:
             return self._begin(vm_uuid, disks, checkpoint, socket_name, frozen)
@@ -85,8 +83,6 @@ class BackupJobs:
     ) -> BackupJob:
         with self._slow.domain(vm_uuid, "libvirt did not begin the backup job") as dom:
             state, _reason = state_of(dom)
-            if not dom.isActive():
-                raise HypervisorFailed("The VM is off: it has no backup job", fix="Read its images instead")
             live_xml = dom.XMLDesc(0)
             facts = parse_domain(live_xml)
             taking_part = {disk.target for disk in disks}
@@ -130,11 +126,7 @@ class BackupJobs:
             socket = _job_socket(dom)
             if socket is not None:
                 # No job statistics while a backup runs: they can crash libvirtd before 10.8 [facts/libvirt 9.1].
-                if backup_xml.is_ours(socket):
-                    return None
-                return f"{dom.name()} {_JOBS[libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP]}" + (
-                    f" (socket {socket})" if socket else ""
-                )
+                return None if backup_xml.is_ours(socket) else _foreign_backup(dom, socket)
             return _async_job(dom) or _block_job(dom)
 
     def end(self, vm_uuid: str) -> None:
@@ -171,13 +163,10 @@ class BackupJobs:
     def _forget_checkpoint(self, vm_uuid: str, checkpoint: str) -> None:
         """backupBegin can fail after it made the checkpoint [facts/libvirt 0.5]."""
         try:
-            if self._link.version() and self._checkpoints_of(vm_uuid, checkpoint):
+            if checkpoint in self._checkpoints.names(vm_uuid):
                 self._checkpoints.delete(vm_uuid, checkpoint)
         except VaporError as error:  # the next cycle's reconcile finds it; the first error is the one to tell
             _log.warning("checkpoint %s of a failed job could not be removed: %s", checkpoint, error)
-
-    def _checkpoints_of(self, vm_uuid: str, checkpoint: str) -> bool:
-        return checkpoint in self._checkpoints.names(vm_uuid)
 
     def _named(self, vm_uuid: str, error: VaporError) -> VaporError:
         """A refusal that another job explains is DomainBusy, whatever code libvirt gave it."""
@@ -198,6 +187,22 @@ def _check_request(disks: Sequence[BackupDisk], checkpoint: str | None) -> None:
         raise InvalidRequest(f"The checkpoint name {checkpoint!r} does not start with {backup_xml.OURS!r}")
     if checkpoint is not None and not any(disk.with_checkpoint for disk in disks):
         raise InvalidRequest("A checkpoint needs at least one disk that can hold a bitmap")
+
+
+def _refuse_open_job(dom: Any) -> None:
+    """Any of these would make backupBegin wait 30 s for the lock; a block job makes it fail at once by itself."""
+    socket = _job_socket(dom)
+    if socket is not None and backup_xml.is_ours(socket):
+        raise DomainBusy("An earlier backup job of ours is still open", why=socket)
+    foreign = _foreign_backup(dom, socket) if socket is not None else _async_job(dom)
+    if foreign is not None:
+        raise DomainBusy("Another job holds the VM", why=foreign)
+
+
+def _foreign_backup(dom: Any, socket: str) -> str:
+    return f"{dom.name()} {_JOBS[libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP]}" + (
+        f" (socket {socket})" if socket else ""
+    )
 
 
 def _job_socket(dom: Any) -> str | None:

@@ -46,7 +46,7 @@ def translate(error: libvirt.libvirtError, what: str, *, alive: bool) -> VaporEr
     ``what``: one sentence without a full stop naming what failed. ``alive``: whether the connection
     still lives; a call that failed on a dead connection says nothing about the VM.
     """
-    code, why = code_of(error), str(error)
+    code, why = code_of(error), " ".join(str(error).split())
     details: dict[str, Any] = {"libvirt_code": code}
     if code in _DENIED:
         fix = "The account needs to be in the group libvirt on that host (`vapor-site doctor`)"
