@@ -6,7 +6,7 @@ import base64
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class HelperClient:
         """Remove a persistent bitmap of ours (``vapor-…``) from a stopped VM's qcow2. Idempotent."""
         self._ask("image-bitmap-remove", image=image, name=name)
 
+    def bitmap_clear(self, image: str, name: str, expect_mtime_ns: int) -> bool:
+        """Empty a persistent bitmap of ours; False, and nothing done, when the image was written since."""
+        answer = self._ask("image-bitmap-clear", image=image, name=name, expect_mtime_ns=str(expect_mtime_ns))
+        return bool(answer["cleared"])
+
     @contextmanager
     def offline_export(self, image: str, fmt: str, bitmap: str | None, export: str = "") -> Iterator[str]:
         """A read-only NBD export of a stopped VM's image: the unix socket's path, for the length of the block."""
@@ -86,7 +91,8 @@ class HelperClient:
 
 
 def _answer(link: socket.socket, verb: str, params: dict[str, str]) -> dict[str, Any]:
-    link.sendall(json.dumps({"verb": verb, **params}).encode() + b"\n")
+    with suppress(BrokenPipeError):  # it may refuse us and hang up before it reads; its answer says why
+        link.sendall(json.dumps({"verb": verb, **params}).encode() + b"\n")
     raw = bytearray()
     while not raw.endswith(b"\n"):
         chunk = link.recv(1 << 20)
