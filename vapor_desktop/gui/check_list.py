@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
+from PySide6.QtCore import Qt, QTimer
+from PySide6.QtWidgets import QGridLayout, QLabel, QScrollArea, QWidget
 
 from vapor_desktop.gui.icons import pixmap
 from vapor_desktop.gui.theme import Theme
@@ -25,9 +25,13 @@ _WORDS = {"waiting": "waiting", "running": "running", "ok": "OK", "warning": "wa
 class CheckList(QWidget):
     """One line per check key, in the order of first appearance."""
 
-    def __init__(self, theme: Theme, parent: QWidget) -> None:
-        super().__init__(parent)
-        self._theme = theme
+    def __init__(self, theme: Theme, area: QScrollArea) -> None:
+        super().__init__(area)
+        self._theme, self._area = theme, area
+        policy = self.sizePolicy()
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+        area.setWidget(self)
         self.checks: dict[str, Check] = {}
         self._lines: dict[str, tuple[QLabel, QLabel]] = {}
         self._grid = QGridLayout(self)
@@ -61,6 +65,12 @@ class CheckList(QWidget):
             self._grid.setRowStretch(at + 1, 1)
             self._lines[key] = (mark, text)
         self._draw(key, group)
+        # Once the layout has made room for it.
+        QTimer.singleShot(0, self, lambda: self._follow(key))
+
+    def _follow(self, key: str) -> None:
+        if key in self._lines:
+            self._area.ensureWidgetVisible(self._lines[key][1])
 
     def states(self) -> dict[str, str]:
         """Title → state."""

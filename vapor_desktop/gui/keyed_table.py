@@ -65,15 +65,14 @@ class KeyedTableModel(QAbstractTableModel):
             self.endRemoveRows()
 
     def _reorder(self, wanted: list[str]) -> None:
-        hint = QAbstractTableModel.LayoutChangeHint.VerticalSortHint
-        self.layoutAboutToBeChanged.emit([], hint)
+        self.layoutAboutToBeChanged.emit()
         old = self._shown
         place = {key: n for n, key in enumerate(wanted)}
         before = self.persistentIndexList()
         self._shown = wanted
         after = [self.index(place[old[i.row()]], i.column()) for i in before]
         self.changePersistentIndexList(before, after)
-        self.layoutChanged.emit([], hint)
+        self.layoutChanged.emit()
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,7 +294,6 @@ def checks_of(form: QWidget, theme: Theme) -> CheckList:
     """The live list in the scroll area of a form with a *retry* button."""
     area = child(form, QScrollArea, "scroll")
     checks = CheckList(theme, area)
-    area.setWidget(checks)
     retry = child(form, QPushButton, "retry")
     retry.hide()
     return checks

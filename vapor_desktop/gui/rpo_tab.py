@@ -25,6 +25,7 @@ from vapor_desktop.gui.bridge import Call
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.rpo_graph import RpoGraph
 from vapor_desktop.gui.rpo_series import Series, build
+from vapor_desktop.gui.theme import chip_style
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.view import ProtectionStatus
 
@@ -63,6 +64,11 @@ class RpoTab(QWidget):
         box.addWidget(self.readout)
         box.addWidget(self.summary)
         self.graph.pointed.connect(self.readout.setText)
+        context.theme.changed.connect(self._restyle)
+        self._restyle()
+
+    def _restyle(self) -> None:
+        self.setStyleSheet(chip_style(self._context.theme.colours))
 
     def _bar(self) -> QHBoxLayout:
         bar = QHBoxLayout()
@@ -71,6 +77,7 @@ class RpoTab(QWidget):
             button = QPushButton(name, self)
             button.setCheckable(True)
             button.setChecked(span == self._span)
+            button.setObjectName("chip")
             button.setAccessibleName(f"Show the last {name}")
             button.clicked.connect(lambda _on, span=span: self._choose(span))
             group.addButton(button)

@@ -67,13 +67,13 @@ LIGHT = Colours(
     banner_info="#E3F0FA",
 )
 DARK = Colours(
-    window="#2A2E32",
-    base="#232629",
-    alternate="#282C30",
-    button="#33383D",
+    window="#33383D",
+    base="#1F2327",
+    alternate="#25292E",
+    button="#454B52",
     text="#EDEFF1",
     dim="#A9B0B7",
-    line="#474D54",
+    line="#565D65",
     link="#7CC4F2",
     highlight="#1F6FA8",
     highlighted_text="#FFFFFF",
@@ -88,6 +88,17 @@ DARK = Colours(
     banner_critical="#532023",
     banner_info="#1D3B50",
 )
+
+
+def chip_style(c: Colours) -> str:
+    """Style sheet of buttons named "chip": round, and plainly on or off."""
+    return (
+        f"QPushButton#chip {{ border: 1px solid {c.line}; border-radius: 11px; padding: 3px 11px;"
+        f" background: {c.base}; color: {c.text}; }}"
+        f"QPushButton#chip:checked {{ background: {c.highlight}; color: {c.highlighted_text};"
+        f" border-color: {c.highlight}; }}"
+        f"QPushButton#chip:focus {{ border: 2px solid {c.highlight}; }}"
+    )
 
 
 def _palette(c: Colours) -> QPalette:

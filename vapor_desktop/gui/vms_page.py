@@ -12,6 +12,7 @@ from vapor_desktop.gui.protection_columns import Chip, Row
 from vapor_desktop.gui.protection_looks import Looks
 from vapor_desktop.gui.protection_model import ProtectionModel
 from vapor_desktop.gui.protection_table import ProtectionTable
+from vapor_desktop.gui.theme import chip_style
 from vapor_desktop.gui.verbs import Verbs
 from vapor_desktop.model.view import Snapshot
 
@@ -156,11 +157,5 @@ class VmsPage(QWidget):
     def _restyle(self) -> None:
         colours = self._theme.colours
         self._columns.setIcon(icon("columns", colours.text))
-        self.setStyleSheet(
-            f"QPushButton#chip {{ border: 1px solid {colours.line}; border-radius: 11px; padding: 3px 11px;"
-            f" background: {colours.base}; color: {colours.text}; }}"
-            f"QPushButton#chip:checked {{ background: {colours.highlight}; color: {colours.highlighted_text};"
-            f" border-color: {colours.highlight}; }}"
-            f"QPushButton#chip:focus {{ border: 2px solid {colours.highlight}; }}"
-        )
+        self.setStyleSheet(chip_style(colours))
         self.model.looks_changed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 UNKNOWN = "—"
 
@@ -71,7 +71,9 @@ def exact(when: datetime | None) -> str:
     """Local and UTC, for tooltips."""
     if when is None:
         return "unknown"
-    return f"{when.astimezone():%Y-%m-%d %H:%M:%S %Z} ({when:%Y-%m-%d %H:%M:%S} UTC)"
+    here = when.astimezone()
+    utc = f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{here:%Y-%m-%d %H:%M:%S %Z} ({utc})" if here.utcoffset() else utc
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
