@@ -274,18 +274,30 @@ class ProtectionWorker:
             return False
         return True
 
+    def _chain_limit(self, target: Site) -> int:
+        """How many files a chain may have at the target; the smaller number while its libvirt is unknown."""
+        seen = self._sites.seen(target.site_id)
+        version = seen.status.libvirt_version if seen else None
+        if version is None:
+            return retention.chain_limit(None)
+        major, minor, *_ = (int(part) for part in version.split("."))
+        return retention.chain_limit(major * 1_000_000 + minor * 1_000)
+
     # --- retention ---------------------------------------------------------------------------------------
     def _trim(self, protection: Protection, manifest: Manifest) -> None:
         """Drop what the policy no longer keeps, in the gap between cycles. A failure waits for the next gap."""
         target = self._repository.site(protection.target_site)
-        if target is None or not _to_drop(manifest, protection, self._clock):
+        if target is None:
+            return
+        limit = self._chain_limit(target)
+        if not _to_drop(manifest, protection, self._clock, limit):
             return
         api = self._gateway.api(target)
         try:
             with HeldLease(
                 api, protection.vm_uuid, self._identity.engine_id, self._identity.name, "retention"
             ) as lease:
-                for seq in _to_drop(manifest, protection, self._clock):
+                for seq in _to_drop(manifest, protection, self._clock, limit):
                     newest = manifest.newest
                     grant = WriteGrant(
                         fence=lease.fence,
@@ -299,5 +311,6 @@ class ProtectionWorker:
         records.cache_manifest(self._repository, protection.protection_id, manifest)
 
 
-def _to_drop(manifest: Manifest, protection: Protection, clock: Clock) -> list[int]:
-    return retention.plan([p for p in manifest.points if not p.dead], protection.policy.retention, clock.now())
+def _to_drop(manifest: Manifest, protection: Protection, clock: Clock, limit: int) -> list[int]:
+    living = [p for p in manifest.points if not p.dead]
+    return retention.plan(living, protection.policy.retention, clock.now(), chain_limit=limit)

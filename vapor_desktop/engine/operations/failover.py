@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.ports import Clock, Hypervisor, SiteApi
 from vapor_desktop.model import rpo
+from vapor_desktop.model.domain_xml.mark import Mark
 from vapor_desktop.model.domain_xml.target import TargetDomain, build_target
 from vapor_desktop.model.errors import InvalidRequest, NotFound, StartFailed, VaporError
 from vapor_desktop.model.manifest import Epoch, Manifest
@@ -107,6 +108,7 @@ class Failover:
             nvram=run.nvram,
             fresh_genid=True,
             kvm=has_kvm(self._hv.capabilities_xml()),
+            mark=Mark(self._p.protection_id, run.epoch.number, run.seq),
         )
 
     def _define_and_start(self, target: TargetDomain) -> None:
