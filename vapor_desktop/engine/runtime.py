@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,7 +18,16 @@ import structlog
 
 from vapor_desktop.engine import alerts as alert_rules
 from vapor_desktop.engine import scheduler
-from vapor_desktop.engine.ports import Clock, Command, EngineRow, LiveRow, Repository, RpoSample, SiteGateway
+from vapor_desktop.engine.ports import (
+    Clock,
+    Command,
+    CycleRecord,
+    EngineRow,
+    LiveRow,
+    Repository,
+    RpoSample,
+    SiteGateway,
+)
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
@@ -35,6 +44,10 @@ LAPSED = timedelta(seconds=10)
 LOOK_S = 10.0
 INVENTORY_S = 30.0
 PER_PAIR = 2
+ROWS_KEPT_S = 0.5
+CYCLES_KEPT_S = 60.0
+PUBLISH_S = 1.0
+THIN_S = 3600.0
 _NO_CYCLES = {
     Phase.FAILING_OVER,
     Phase.PROVISIONAL,
@@ -78,6 +91,12 @@ class Engine:
         self._alerts: dict[str, Alert] = {}
         self._sampled_at: dict[str, datetime] = {}
         self._lock = threading.Lock()
+        self._rows_lock = threading.Lock()
+        self._rows: tuple[ProtectionStatus, ...] = ()
+        self._rows_at = float("-inf")
+        self._cycles: dict[str, tuple[float, Sequence[CycleRecord]]] = {}
+        self._published_at = float("-inf")
+        self._thinned_at = float("-inf")
 
     # --- life ----------------------------------------------------------------------------------------
     @property
@@ -130,7 +149,12 @@ class Engine:
         self._take_commands()
         rows = self.statuses()
         self._start_due({r.key: r for r in rows})
-        self._publish(rows)
+        if self.clock.monotonic() - self._published_at >= PUBLISH_S:
+            self._published_at = self.clock.monotonic()
+            self._publish(rows)
+        if self.clock.monotonic() - self._thinned_at >= THIN_S:
+            self._thinned_at = self.clock.monotonic()
+            self._looks.submit(self.repository.thin, self.clock.now())
 
     def _beat(self) -> None:
         now_mono = self.clock.monotonic()
@@ -204,12 +228,35 @@ class Engine:
         try:
             return self.worker.run(protection_id)
         finally:
+            self._cycles.pop(protection_id, None)
+            self.forget_rows()
             self.wake()
 
     # --- what viewers see --------------------------------------------------------------------------------
     def statuses(self) -> tuple[ProtectionStatus, ...]:
-        """All rows as of now."""
+        """All rows, at most half a second old: the loop and the window ask for the same ones."""
+        with self._rows_lock:
+            if self.clock.monotonic() - self._rows_at > ROWS_KEPT_S:
+                self._rows = self._make_rows()
+                self._rows_at = self.clock.monotonic()
+            return self._rows
+
+    def forget_rows(self) -> None:
+        """Something changed that must be seen at once."""
+        self._rows_at = float("-inf")
+
+    def _recent_cycles(self, protection_id: str) -> Sequence[CycleRecord]:
+        """The last cycles, read again when ours ended one, else now and then (another engine may write)."""
+        known = self._cycles.get(protection_id)
+        if known is None or self.clock.monotonic() - known[0] > CYCLES_KEPT_S:
+            known = (self.clock.monotonic(), self.repository.cycles(protection_id, 12))
+            self._cycles[protection_id] = known
+        return known[1]
+
+    def _make_rows(self) -> tuple[ProtectionStatus, ...]:
         repository, now = self.repository, self.clock.now()
+        points = repository.point_summaries()
+        clocks = {s.site_id: repository.clock(s.site_id) for s in repository.sites()}
         names = {s.site_id: s.name for s in repository.sites()}
         routes = {frozenset((a, b)): route for a, b, route in repository.pairs()}
         live = repository.live()
@@ -218,10 +265,10 @@ class Engine:
             row = status(
                 p,
                 now=now,
-                points=repository.points(p.protection_id),
-                cycles=repository.cycles(p.protection_id, 12),
+                points=points.get(p.protection_id),
+                cycles=self._recent_cycles(p.protection_id),
                 live=live.get(p.protection_id),
-                target_clock=repository.clock(p.target_site),
+                target_clock=clocks.get(p.target_site),
                 site_names=names,
                 route=routes.get(frozenset((p.source_site, p.target_site)), "direct"),
             )
@@ -298,6 +345,7 @@ class Engine:
 
             records.update(self.repository, protection_id, lambda q: q.model_copy(update={"not_before": None}))
         self._asked.add(protection_id)
+        self.forget_rows()
         self.wake()
         return {}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import median
 
-from vapor_desktop.engine.ports import CycleRecord, LiveRow, PointRow
+from vapor_desktop.engine.ports import CycleRecord, LiveRow, PointSummary
 from vapor_desktop.engine.scheduler import due_at, expected_duration_s
 from vapor_desktop.model import rpo
 from vapor_desktop.model.sites import Protection
@@ -22,7 +22,7 @@ def status(
     protection: Protection,
     *,
     now: datetime,
-    points: Sequence[PointRow],
+    points: PointSummary | None,
     cycles: Sequence[CycleRecord],
     live: LiveRow | None,
     target_clock: tuple[float, float, datetime] | None,
@@ -30,7 +30,7 @@ def status(
     route: str,
 ) -> ProtectionStatus:
     """One row. ``target_clock``: (offset s, +- error s, measured at) or None when never measured."""
-    newest = max(points, key=lambda p: p.seq, default=None)
+    newest = points.newest if points else None
     offset = rpo.ClockOffset(target_clock[0], target_clock[1]) if target_clock else None
     as_of = newest.current_as_of if newest else None
     over = protection.phase in _OVER
@@ -50,8 +50,8 @@ def status(
         last_seq=newest.seq if newest else None,
         last_point_taken_at=newest.taken_at if newest else None,
         current_as_of=as_of,
-        point_count=len(points),
-        oldest_taken_at=min((p.taken_at for p in points), default=None),
+        point_count=points.count if points else 0,
+        oldest_taken_at=points.oldest_taken_at if points else None,
         progress=fresh.progress if fresh else None,
         cycle_started_at=fresh.started_at if fresh else None,
         next_due_at=due,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import and_, delete, func, insert, select
 
-from vapor_desktop.engine.ports import CycleRecord, Event, PointRow
+from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, PointSummary
 from vapor_desktop.store.database import Database
 from vapor_desktop.store.schema import commands, cycles, events, points
 
@@ -36,6 +36,29 @@ class HistoryStore:
         with self._db.read() as connection:
             rows = connection.execute(query).mappings().all()
         return tuple(PointRow(**{**row, "pins": tuple(row["pins"])}) for row in rows)
+
+    def point_summaries(self) -> dict[str, PointSummary]:
+        """By protection id, in one query."""
+        groups = (
+            select(
+                points.c.protection_id,
+                func.max(points.c.seq).label("newest"),
+                func.count().label("count"),
+                func.min(points.c.taken_at).label("oldest"),
+            )
+            .group_by(points.c.protection_id)
+            .subquery()
+        )
+        same = and_(points.c.protection_id == groups.c.protection_id, points.c.seq == groups.c.newest)
+        query = select(points, groups.c["count"].label("n"), groups.c.oldest).join(groups, same)
+        with self._db.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        found = {}
+        for row in rows:
+            values = {c.name: row[c.name] for c in points.c}
+            point = PointRow(**{**values, "pins": tuple(values["pins"])})
+            found[point.protection_id] = PointSummary(point, row["n"], row["oldest"])
+        return found
 
     def add_cycle(self, record: CycleRecord) -> None:
         """Raises NotFound when the protection was removed meanwhile."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from vapor_desktop.store.coordination import CoordinationStore
 from vapor_desktop.store.database import Database
 from vapor_desktop.store.history import HistoryStore
@@ -18,6 +20,11 @@ class SqlRepository(InventoryStore, HistoryStore, SampleStore, CoordinationStore
 
     def __init__(self, url: str) -> None:
         self._db = Database(url)
+
+    def thin(self, now: datetime) -> None:
+        """Roll up and forget what is old. Idempotent."""
+        self.thin_samples(now)
+        self.thin_history(now)
 
     def close(self) -> None:
         """Give back all connections."""
