@@ -191,7 +191,7 @@ class EngineBackend:
             )
             made.append(self._repository.save_protection(protection))
             self._note("protected", f"“{domain.name}” is protected at {target.name}", protection.protection_id)
-        self._engine.wake()
+        self._changed()
         return made
 
     def unprotect(self, protection_id: str, *, delete_replica: bool) -> None:
@@ -203,6 +203,7 @@ class EngineBackend:
             self._ask("delete-replica", {"protection_id": protection_id}, VERB_DEADLINE_S)
         self._forget_checkpoints(p)
         self._repository.remove_protection(protection_id)
+        self._changed()
         kept = "deleted" if delete_replica else "kept"
         self._note("unprotected", f"“{p.vm_name}” is no longer protected; its replica was {kept}")
 
@@ -233,6 +234,7 @@ class EngineBackend:
             protection = self._repository.save_protection(_from_manifest(m, self._clock.now()))
             records.cache_manifest(self._repository, protection.protection_id, m)
             adopted.append(protection)
+        self._changed()
         return adopted
 
     # --- replication ----------------------------------------------------------------------------------
@@ -277,6 +279,7 @@ class EngineBackend:
             return records.to_phase(Phase.PAUSED)(p).model_copy(update={"paused": True})
 
         records.update(self._repository, protection_id, change)
+        self._changed()
         self._note("paused", "Replication paused", protection_id)
 
     def resume(self, protection_id: str) -> None:
@@ -290,7 +293,7 @@ class EngineBackend:
 
         records.update(self._repository, protection_id, change)
         self._note("resumed", "Replication resumed", protection_id)
-        self._engine.wake()
+        self._changed()
 
     def set_rpo_target(self, protection_id: str, rpo_target_s: int) -> None:
         """Any whole number of seconds from 5 s to 24 h."""
@@ -300,6 +303,7 @@ class EngineBackend:
             return p.model_copy(update={"policy": p.policy.model_copy(update={"rpo_target_s": rpo_target_s})})
 
         records.update(self._repository, protection_id, change)
+        self._changed()
 
     def cancel(self, task_key: str) -> None:
         """Cancel the cycle of that protection."""
@@ -334,6 +338,7 @@ class EngineBackend:
             answer = self._repository.answer_of(command)
             if answer is not None:
                 result, error = answer
+                self._engine.forget_rows()
                 if error is not None:
                     raise from_wire(error)
                 return result or {}
@@ -341,6 +346,11 @@ class EngineBackend:
         raise Unexpected(
             f"No engine answered “{verb}” within {deadline_s:.0f} s", fix="Start the console or vapor-engine"
         )
+
+    def _changed(self) -> None:
+        """What was just done must be in the next snapshot, and may be due now."""
+        self._engine.forget_rows()
+        self._engine.wake()
 
     def _note(self, kind: str, text: str, protection_id: str | None = None, *, site_id: str | None = None) -> None:
         records.note(self._repository, self._clock.now(), kind, text, protection_id=protection_id, site_id=site_id)
