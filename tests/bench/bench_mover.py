@@ -19,56 +19,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from tests.bench.loopback import Sshd
-from tests.unit.mover_rig import MIB, Rig, SourceDisk, disk, export, run
+from tests.unit.mover_rig import MIB, Mover, Rig, SourceDisk, disk, export, run
 from vapor_desktop.model.manifest import DiskMode
-from vapor_desktop.model.wire import Transfer, Transferred
 
 TICK = os.sysconf("SC_CLK_TCK")
-
-
-class Mover:
-    """A ``vapor-site mover`` process, spoken to as the engine does."""
-
-    def __init__(self, rig: Rig) -> None:
-        environment = {**os.environ, "VAPOR_SITE_CONFIG": f"{rig.root}/a/site.toml"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vapor_desktop.site.mover.send_main"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        self._number = 0
-        self.hello = self._line()
-
-    def transfer(self, transfer: Transfer) -> Transferred:
-        """Run one; raises RuntimeError with what the mover said."""
-        self._number += 1
-        request = {"id": self._number, "verb": "transfer", "params": transfer.model_dump(mode="json")}
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        self.process.stdin.flush()
-        while True:
-            message = self._line()
-            if "result" in message:
-                return Transferred.model_validate(message["result"])
-            if "error" in message:
-                raise RuntimeError(message["error"])
-
-    def _line(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("The mover ended")
-        value: dict[str, Any] = json.loads(line)
-        return value
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=20)
 
 
 def fill(kind: str, path: Path, size_bytes: int) -> SourceDisk:
@@ -91,7 +47,7 @@ def fill(kind: str, path: Path, size_bytes: int) -> SourceDisk:
 
 
 def nbdcopy(sshd: Sshd, source: Path, where: Path, size_bytes: int) -> tuple[float, Counter[str]]:
-    """Seconds (and CPU seconds by program) of one copy into a fresh qcow2, flushed, through a forwarded socket that is already up."""
+    """Seconds (and CPU seconds by program) of one copy into a fresh qcow2, flushed, through a forwarded socket."""
     with ExitStack() as stack:
         image, there, here = where / "rival.qcow2", where / "there", where / "here"
         run("qemu-img", "create", "-q", "-f", "qcow2", image, str(size_bytes))
@@ -254,7 +210,7 @@ def main() -> int:
         rig = Rig(Path(root))
         sshd = Sshd(rig)
         stack.callback(sshd.close)
-        mover = Mover(rig)
+        mover = Mover(rig, over_ssh=True)
         stack.callback(mover.close)
         numbers |= deltas(rig, mover, print)
         names = {

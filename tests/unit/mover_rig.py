@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+from vapor_desktop.model.errors import from_wire
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
 from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.wire import (
@@ -144,7 +146,8 @@ class Rig:
         (base / "site.toml").write_text(
             f'name = "{name}"\nstate_dir = "{base}/state"\nrun_dir = "{base}/run"\n'
             f'replica_roots = ["{base}/replicas"]\nreplica_reserve_bytes = {reserve_bytes}\n'
-            f'helper_socket = "{base}/run/helper.sock"\n'
+            f'helper_socket = "{base}/helper.sock"\nhelper_run_dir = "{base}/exports"\n'
+            f'helper_image_roots = ["{self.root}"]\nhelper_nvram_roots = ["{self.root}"]\n'
         )
         os.environ["VAPOR_SITE_CONFIG"] = str(base / "site.toml")
         try:
@@ -226,6 +229,63 @@ class Rig:
         self.pool.close()
 
 
+class Mover:
+    """A ``vapor-site mover`` process, spoken to as the engine does."""
+
+    def __init__(self, rig: Rig, *, over_ssh: bool = False) -> None:
+        environment = {**os.environ, "VAPOR_SITE_CONFIG": f"{rig.root}/a/site.toml"}
+        argv = [sys.executable, "-W", "error", "-m", "vapor_desktop.site.mover.send_main"]
+        argv += [] if over_ssh else ["--receive-command", *rig.receive_argv()]
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._number = 0
+        self.progress: list[dict[str, Any]] = []
+        self.hello = self.line()
+
+    def ask(self, verb: str, params: dict[str, Any]) -> int:
+        """Send a request; its number."""
+        self._number += 1
+        self.write({"id": self._number, "verb": verb, "params": params})
+        return self._number
+
+    def write(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def answer(self, number: int) -> Any:
+        """Its result. Raises what the mover answered. Progress is kept aside."""
+        while True:
+            message = self.line()
+            if "event" in message:
+                self.progress.append(message)
+            elif message["id"] != number:
+                raise AssertionError(message)
+            elif "error" in message:
+                raise from_wire(message["error"])
+            else:
+                return message["result"]
+
+    def transfer(self, transfer: Transfer) -> Transferred:
+        number = self.ask("transfer", transfer.model_dump(mode="json"))
+        return Transferred.model_validate(self.answer(number))
+
+    def line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the mover ended"
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+    def close(self) -> int:
+        """End of its input; its exit code."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        code = self.process.wait(timeout=20)
+        self.process.stdout.close()
+        return code
+
+
 def _one_process(*words: str) -> int:
     found = []
     for entry in Path("/proc").iterdir():
@@ -234,7 +294,7 @@ def _one_process(*words: str) -> int:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if all(word in line for word in words):
+            if all(word in line for word in words) and "send_main" not in line:
                 found.append(int(entry.name))
     assert len(found) == 1, found
     return found[0]

@@ -15,18 +15,23 @@ from uuid import uuid4
 
 import pytest
 
-from tests.unit.mover_rig import MIB, Rig, SourceDisk, disk, export, run
+from tests.unit.mover_rig import MIB, Rig, SourceDisk, disk, export, noise, run
 from vapor_desktop.model.errors import (
     Conflict,
+    FrameCorrupt,
     NotAllowed,
     ReplicaFull,
     StaleLease,
     TransferCancelled,
     TransferInterrupted,
 )
+from vapor_desktop.model.extents import BLOCK_BYTES, Extent
 from vapor_desktop.model.manifest import DiskMode
 from vapor_desktop.model.wire import Progress
+from vapor_desktop.site.mover import protocol
+from vapor_desktop.site.mover.digests import block_digests
 from vapor_desktop.site.mover.peer import PeerPool
+from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.sender import Outgoing
 
 SIZE = 64 * MIB + 4096  # the last block is a short one
@@ -298,3 +303,36 @@ def test_a_vanished_sender_leaves_no_process_and_no_socket(rig: Rig, vda: Source
     assert not Path(f"/proc/{receiver}").exists()
     assert not Path(f"/proc/{daemon}").exists()
     assert list((rig.root / "b" / "run").iterdir()) == []
+
+
+def test_a_damaged_block_is_never_written(rig: Rig, vda: SourceDisk) -> None:
+    """A payload that does not match its digests ends the session; the point does not come to be."""
+    with export(vda.path) as socket:
+        wanted = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1")
+    session = rig.pool.take(rig.target_id)
+    opening = {
+        "vm_uuid": rig.vm,
+        "grant": wanted.grant.model_dump(mode="json"),
+        "seq": 1,
+        "disks": [{"target": "vda", "size_bytes": SIZE, "mode": "full"}],
+        "checkpoint": "cp1",
+        "resume": False,
+    }
+    session.ask(protocol.encode_json(Kind.OPEN, opening), Kind.OPENED)
+    session.send(protocol.encode(Kind.WANT, protocol.pack_extents([Extent(0, SIZE)])))
+    assert list(session.needs()) == [(0, [Extent(0, SIZE)])]
+    good = noise(1, 2 * BLOCK_BYTES)
+    digests = block_digests(memoryview(good))
+    bad = bytearray(good)
+    bad[70_000] ^= 1
+    for payload in (good, bytes(bad)):
+        head = protocol.encode(Kind.DATA, digests, length=len(good), payload_bytes=len(good))
+        session.send(head, payload)
+    session.send(protocol.encode_json(Kind.SYNC, {}))
+    with pytest.raises(FrameCorrupt):
+        session.ask(protocol.encode_json(Kind.END, {}), Kind.ENDED)
+    session.close()
+    kept = rig.store.view(rig.vm).incoming
+    assert kept is not None
+    assert kept.received_bytes == {"vda": 2 * BLOCK_BYTES}
+    assert rig.manifest().newest is None

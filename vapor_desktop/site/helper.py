@@ -87,6 +87,9 @@ class Helper:
             "read-tpm": lambda vm: verbs.read_tpm(self._settings, vm),
             "image-info": lambda image: verbs.image_info(self._settings, image),
             "image-bitmap-add": lambda image, name: verbs.bitmap(self._settings, image, name, add=True),
+            "image-bitmap-clear": lambda image, name, expect_mtime_ns: verbs.bitmap_clear(
+                self._settings, image, name, int(expect_mtime_ns)
+            ),
             "image-bitmap-remove": lambda image, name: verbs.bitmap(self._settings, image, name, add=False),
         }
         params = {key: value for key, value in request.items() if key != "verb"}

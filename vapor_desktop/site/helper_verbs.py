@@ -83,10 +83,11 @@ def read_tpm(settings: SiteSettings, vm: str) -> dict[str, Any]:
 
 
 def image_info(settings: SiteSettings, image: str) -> dict[str, Any]:
-    """``qemu-img info`` of the top image and the paths of its whole chain."""
-    with open_file(image, settings.helper_image_roots):
+    """``qemu-img info`` of the top image, its ``mtime_ns``, and the paths of its whole chain."""
+    with open_file(image, settings.helper_image_roots) as descriptor:
+        mtime_ns = os.fstat(descriptor).st_mtime_ns
         chain = chain_of(image)
-    return {"info": {**chain[0], "chain": [str(item["filename"]) for item in chain]}}
+    return {"info": {**chain[0], "mtime_ns": mtime_ns, "chain": [str(item["filename"]) for item in chain]}}
 
 
 def bitmap(settings: SiteSettings, image: str, name: str, *, add: bool) -> dict[str, Any]:
@@ -100,6 +101,17 @@ def bitmap(settings: SiteSettings, image: str, name: str, *, add: bool) -> dict[
         if present != add:
             _tool("qemu-img", "bitmap", "--add" if add else "--remove", "-f", str(top["format"]), "--", image, name)
     return {}
+
+
+def bitmap_clear(settings: SiteSettings, image: str, name: str, expect_mtime_ns: int) -> dict[str, Any]:
+    """Empty one of our bitmaps, unless the image was written since; qemu-img's write lock keeps a starting VM out."""
+    if not OURS.fullmatch(name):
+        raise NotAllowed("Only bitmaps named vapor-… are ours to touch", name=name)
+    with open_file(image, settings.helper_image_roots) as descriptor:
+        if os.fstat(descriptor).st_mtime_ns != expect_mtime_ns:
+            return {"cleared": False}
+        _tool("qemu-img", "bitmap", "--clear", "-f", "qcow2", "--", image, name)
+    return {"cleared": True}
 
 
 def check_export(settings: SiteSettings, image: str, fmt: str, bitmap_name: str) -> None:

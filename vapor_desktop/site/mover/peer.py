@@ -186,11 +186,11 @@ class PeerSession:
     def close(self) -> None:
         """End it and wait for the command; an ssh whose link is dead is not waited for."""
         self.kill()
-        for end in (lambda: None, self._process.terminate, self._process.kill):
-            end()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=PATIENCE_S)
-                break
+        try:
+            self._process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._reader.join(timeout=5.0)
         self._socket.close()
         self._errors.close()

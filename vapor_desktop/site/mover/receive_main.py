@@ -20,6 +20,7 @@ from vapor_desktop.site.mover.channel import Frame, FrameReader, FrameWriter, wi
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.qsd import StorageDaemon
 from vapor_desktop.site.mover.receiver import Commit, Open, Reception
+from vapor_desktop.site.mover.scrub_target import Examination, ScrubOpen, ScrubVerdict
 from vapor_desktop.site.replica import ReplicaStore
 
 IDLE_S = 60.0  # in a transfer the sender says something at least every 5 s
@@ -42,6 +43,7 @@ class Session:
         self._daemon = daemon
         self._peer_site = peer_site
         self._reception: Reception | None = None
+        self._examination: tuple[Examination, dict[str, list[int]]] | None = None
         reader.idle = self._quiet
 
     def run(self) -> int:
@@ -69,6 +71,7 @@ class Session:
         if self._reception is not None:
             self._reception.abandon()
             self._reception = None
+        self._examination = None
         self._tell(error)
         return frame.header.kind in USABLE_AFTER
 
@@ -93,6 +96,8 @@ class Session:
             self._check_version(protocol.decode_json(frame.meta))
         elif kind is Kind.OPEN:
             self._open(frame)
+        elif kind is Kind.SCRUB:
+            self._scrub(frame)
         else:
             handler = _HANDLERS.get(kind)
             if handler is None:
@@ -117,6 +122,20 @@ class Session:
             self._store, self._daemon, self._peer_site, request, lambda n: self._json(Kind.ACK, {"durable_bytes": n})
         )
         self._json(Kind.OPENED, self._reception.opened)
+
+    def _scrub(self, frame: Frame) -> None:
+        """First the slices: tell what is on record, then re-read. Then the source's verdict."""
+        if self._reception is not None:
+            raise ProtocolError("A transfer is open")
+        if self._examination is None:
+            examination = Examination(self._store, self._daemon, self._peer_site, _parse(ScrubOpen, frame))
+            for table in examination.tables:
+                self._writer.send(protocol.encode(Kind.TABLE, table))
+            self._examination = examination, examination.reread()
+            return
+        examination, own = self._examination
+        self._examination = None
+        self._json(Kind.SCRUBBED, examination.conclude(_parse(ScrubVerdict, frame), own))
 
     # --- frames of an open transfer ------------------------------------------------------------------
     def _want(self, reception: Reception, frame: Frame) -> None:

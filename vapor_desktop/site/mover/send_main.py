@@ -23,6 +23,7 @@ from vapor_desktop.model.policy import Value
 from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, ScrubSlice, Transfer
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.mover.peer import PeerPool
+from vapor_desktop.site.mover.scrub import Scrub
 from vapor_desktop.site.mover.sender import Outgoing
 from vapor_desktop.site.settings import SiteSettings, load_settings
 
@@ -39,7 +40,7 @@ class Control:
         self._settings = settings
         self._helper = HelperClient(settings.helper_socket)
         self._lock = threading.Lock()
-        self._running: dict[int, tuple[str, Callable[[], None]]] = {}
+        self._running: dict[int, tuple[str | None, Callable[[], None]]] = {}
         self._threads: dict[int, threading.Thread] = {}
 
     def run(self, site_id: str) -> int:
@@ -64,34 +65,39 @@ class Control:
 
     def _start(self, number: int, verb: str, params: dict[str, Any]) -> None:
         if verb == "ping":
-            self._say({"id": number, "result": {}})
+            self._say({"id": number, "result": None})
         elif verb == "cancel":
             self._cancel(int(params["id"]))
-            self._say({"id": number, "result": {}})
+            self._say({"id": number, "result": None})
         elif verb == "transfer":
             transfer = _parse(Transfer, params)
             outgoing = Outgoing(transfer, self._pool, self._helper, lambda p: self._progress(number, p))
             self._spawn(number, transfer.vm_uuid, outgoing.run, outgoing.cancel)
         elif verb == "scrub":
-            from vapor_desktop.site.mover.scrub import Scrub
-
             scrub = Scrub(_parse(ScrubSlice, params), self._pool, self._helper, self._settings.state_dir / "scrub")
             self._spawn(number, scrub.request.vm_uuid, scrub.run, scrub.cancel)
+        elif verb in _IMAGE_VERBS:
+            self._spawn(number, None, lambda: _IMAGE_VERBS[verb](self._helper, params), lambda: None)
         else:
             raise ProtocolError(f"Unknown verb {verb!r}")
 
-    def _spawn(self, number: int, vm_uuid: str, run: Callable[[], Value], cancel: Callable[[], None]) -> None:
+    def _spawn(
+        self, number: int, vm_uuid: str | None, run: Callable[[], Value | Any], cancel: Callable[[], None]
+    ) -> None:
         with self._lock:
-            if any(vm == vm_uuid for vm, _ in self._running.values()):
+            if vm_uuid is not None and any(vm == vm_uuid for vm, _ in self._running.values()):
                 raise ProtocolError("This VM has a transfer running on this mover already", vm_uuid=vm_uuid)
             self._running[number] = (vm_uuid, cancel)
             thread = threading.Thread(target=self._work, args=(number, run), name=f"request-{number}")
             self._threads[number] = thread
         thread.start()
 
-    def _work(self, number: int, run: Callable[[], Value]) -> None:
+    def _work(self, number: int, run: Callable[[], Value | Any]) -> None:
         try:
-            answer: dict[str, Any] = {"result": run().model_dump(mode="json")}
+            result = run()
+            answer: dict[str, Any] = {
+                "result": result.model_dump(mode="json") if isinstance(result, Value) else result
+            }
         except VaporError as error:
             answer = {"error": error.to_wire()}
         except Exception as error:
@@ -128,6 +134,33 @@ class Control:
         for thread in threads:
             thread.join()
         self._pool.close()
+
+
+def _image_info(helper: HelperClient, params: dict[str, Any]) -> dict[str, Any]:
+    info = helper.image_info(str(params["path"]))
+    found = info.get("format-specific", {}).get("data", {}).get("bitmaps", [])
+    return {
+        "virtual_size_bytes": info["virtual-size"],
+        "format": info["format"],
+        "bitmaps": {b["name"]: "in-use" not in b.get("flags", ()) for b in found},
+        "mtime_ns": info["mtime_ns"],
+    }
+
+
+def _add_bitmap(helper: HelperClient, params: dict[str, Any]) -> None:
+    helper.bitmap_add(str(params["path"]), str(params["name"]))
+
+
+def _clear_bitmap(helper: HelperClient, params: dict[str, Any]) -> dict[str, Any]:
+    cleared = helper.bitmap_clear(str(params["path"]), str(params["name"]), int(params["expect_mtime_ns"]))
+    return {"cleared": cleared}
+
+
+_IMAGE_VERBS: dict[str, Callable[[HelperClient, dict[str, Any]], Any]] = {
+    "image-info": _image_info,
+    "add-bitmap": _add_bitmap,
+    "clear-bitmap": _clear_bitmap,
+}
 
 
 def _parse(model: type[Any], params: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from vapor_desktop.site.mover.disk_run import DiskRun, run_all
 from vapor_desktop.site.mover.nbd_source import Export
 from vapor_desktop.site.mover.peer import PeerPool, PeerSession
 from vapor_desktop.site.mover.protocol import Kind
+from vapor_desktop.site.mover.source import open_export
 from vapor_desktop.site.mover.throttle import Throttle
 
 LANES = 2  # disks of a VM at a time
@@ -102,17 +103,7 @@ class Outgoing:
 
     # --- what is to be sent --------------------------------------------------------------------------
     def _source(self, disk: DiskTransfer, stack: ExitStack) -> Source:
-        path = disk.source.path
-        if disk.source.kind == "offline":
-            path = stack.enter_context(
-                self.helper.offline_export(path, disk.source.image_format, disk.source.bitmap, disk.source.export)
-            )
-        export = Export(path, disk.source.export)
-        stack.callback(export.close)
-        if export.size_bytes != disk.size_bytes:
-            raise InvalidRequest(
-                f"Disk {disk.target} has another size than was said", said=disk.size_bytes, is_now=export.size_bytes
-            )
+        export = open_export(disk, self.helper, stack)
         if disk.source.bitmap is None and disk.mode is DiskMode.DELTA:
             raise InvalidRequest(f"Disk {disk.target} is to be sent by its changes, but no bitmap is named")
         changed = BlockMap(disk.size_bytes, full=disk.source.bitmap is None)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-from vapor_desktop.model.errors import TransferInterrupted
+from vapor_desktop.model.errors import TransferCancelled, TransferInterrupted
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent
 from vapor_desktop.site.mover.digests import DIGEST_BYTES, UNKNOWN, block_digests, zero_digests
 from vapor_desktop.site.mover.nbd_source import Export, connect, disconnect, status
@@ -45,17 +44,29 @@ def read_unknown(slots: bytearray, within: Extent, socket_path: str, export_name
     if not holes:
         return 0
     export = Export(socket_path, export_name)
-    ring = export.ring(READ_DEPTH, threading.Event())
     try:
-        work = _work(export, holes)
-        for extent, data, _ in ring.read(lambda: next(work, None)):
-            digests = zero_digests(extent.length) if data is None else block_digests(data)
+        for extent, digests in digests_of(export, holes, threading.Event()):
             at = (extent.offset - within.offset) // BLOCK_BYTES * DIGEST_BYTES
             slots[at : at + len(digests)] = digests
     finally:
-        ring.close()
         export.close()
     return sum(h.length for h in holes)
+
+
+def digests_of(export: Export, ranges: Iterable[Extent], stop: threading.Event) -> Iterator[tuple[Extent, bytes]]:
+    """Block-aligned ``ranges`` of an export with their digests, read with several requests in flight.
+
+    Raises TransferInterrupted, and TransferCancelled when ``stop`` is set meanwhile.
+    """
+    work = ((piece, zero, None) for one in ranges for piece, zero in export.pieces(one, CHUNK_BYTES))
+    ring = export.ring(READ_DEPTH, stop)
+    try:
+        for extent, data, _ in ring.read(lambda: next(work, None)):
+            if stop.is_set():
+                raise TransferCancelled("The reading was stopped")
+            yield extent, zero_digests(extent.length) if data is None else block_digests(data)
+    finally:
+        ring.close()
 
 
 def _unknown(slots: bytearray, within: Extent) -> Iterator[Extent]:
@@ -69,9 +80,3 @@ def _unknown(slots: bytearray, within: Extent) -> Iterator[Extent]:
             begin = within.offset + start * BLOCK_BYTES
             yield Extent(begin, min(within.offset + i * BLOCK_BYTES, within.end) - begin)
             start = None
-
-
-def _work(export: Export, holes: list[Extent]) -> Iterator[tuple[Extent, bool, Any]]:
-    for hole in holes:
-        for extent, zero in export.pieces(hole, CHUNK_BYTES):
-            yield extent, zero, None
