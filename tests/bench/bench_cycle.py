@@ -1,0 +1,98 @@
+"""Overhead of a cycle with nothing to send, and failover to running, on the real lab.
+
+``python -m tests.bench.bench_cycle [--json FILE] [--rounds N]``. The rival is libvirt itself: the same
+begin, abort and checkpoint delete over the same open connection, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from vapor_desktop.engine.cycle import SOCKET_NAME
+from vapor_desktop.lab import guests
+from vapor_desktop.lab.keyring_session import KeyringSession
+from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.lab.stage import Stage
+from vapor_desktop.model.domains import BackupDisk
+
+
+def libvirt_alone(stage: Stage, vm_uuid: str, site_id: str, rounds: int) -> list[float]:
+    """Seconds of an empty incremental's libvirt calls through the console's own qemu+ssh connection."""
+    assert stage.program is not None
+    site = stage.program.engine.repository.site(site_id)
+    assert site is not None
+    hypervisor = stage.program.engine.gateway.hypervisor(site)
+    took = []
+    for number in range(rounds):
+        name = f"vapor-bench000-1-{number:06d}"
+        disk = BackupDisk("vda", f"/var/lib/libvirt/images/.vapor-scratch/bench-{number}", None, True, "vda")
+        began = time.perf_counter()
+        hypervisor.begin_backup(vm_uuid, [disk], name, SOCKET_NAME, False)
+        hypervisor.end_backup(vm_uuid)
+        hypervisor.delete_checkpoint(vm_uuid, name)
+        took.append(time.perf_counter() - began)
+    return took
+
+
+def idle_cycles(stage: Stage, name: str, rounds: int) -> list[float]:
+    """Durations of cycles that found nothing changed."""
+    key = stage.row(name).key
+    for _ in range(rounds + 3):  # the first ones still carry what the guest wrote before it fell silent
+        stage.backend.sync_now(key, wait=True)
+    cycles = stage.backend.cycles(key, rounds)
+    print("outcomes:", [(c.outcome, round(c.duration_s, 3)) for c in cycles])
+    return [c.duration_s for c in cycles if c.outcome == "unchanged"]
+
+
+def measure(stage: Stage, rounds: int) -> dict[str, float]:
+    """All figures of this bench."""
+    a = stage.lab.sites["a"]
+    guests.add(a, guests.GuestSpec("idle", rate=0, scratch=0), stage.lab.cache)
+    guests.wait_for(a, "idle", "VAPOR-DIARY ", timeout_s=90)
+    guests.set_rate(a, "idle", rate=0, scratch=0, zero=0, discard=0)
+    stage.open()
+    site_a, site_b = stage.pair()
+    [key] = stage.protect(site_a, site_b, ["idle"], rpo_target_s=86400)
+    stage.wait_for_point("idle", 1)
+    wait_until(lambda: stage.row("idle").cycle_started_at is None, "the first cycle's end", timeout_s=60)
+    own = idle_cycles(stage, "idle", rounds)
+    rival = libvirt_alone(stage, stage.row("idle").protection.vm_uuid, site_a.site_id, rounds)
+    stage.lab.kill_site("a")
+    failover_s = stage.backend.failover(key, None, "bench")
+    figures = {"cycle_overhead_s": round(statistics.median(own), 4) if own else float("nan")}
+    figures["cycle_libvirt_part_s"] = round(statistics.median(rival), 4)
+    figures["failover_to_running_s"] = round(failover_s, 3)
+    return figures
+
+
+def main() -> None:
+    """Run it on a lab of its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="vapor-bench-"))
+    try:
+        with Lab("bench") as lab, KeyringSession(home):
+            stage = Stage(lab, home)
+            try:
+                figures = measure(stage, options.rounds)
+            finally:
+                stage.close()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    for name, value in figures.items():
+        print(f"{name:28} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
