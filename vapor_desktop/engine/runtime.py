@@ -272,9 +272,10 @@ class Engine:
                 site_names=names,
                 route=routes.get(frozenset((p.source_site, p.target_site)), "direct"),
             )
-            running = self._running.get(p.protection_id)
-            if running is not None:
-                row = replace(row, progress=self.worker.progress(p.protection_id), cycle_started_at=running[1])
+            if self.active:  # what runs is known here; the database's word is for viewers, and a second old
+                running = self._running.get(p.protection_id)
+                began = running[1] if running is not None and not running[0].done() else None
+                row = replace(row, progress=self.worker.progress(p.protection_id), cycle_started_at=began)
             rows.append(row)
         return tuple(rows)
 
