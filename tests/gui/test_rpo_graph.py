@@ -148,7 +148,7 @@ def test_csv_tells_unknown_from_zero(tmp_path: Path, theme: Theme) -> None:
     tab = RpoTab(Context(bridge, Errands(bridge), theme, Memory(tmp_path / "m.json")))
     tab._samples = [sample(0, 0.0), sample(1, None)]
     tab.save_table(tmp_path / "rpo.csv")
-    rows = list(csv.reader((tmp_path / "rpo.csv").open(encoding="utf-8")))
+    rows = list(csv.reader((tmp_path / "rpo.csv").read_text(encoding="utf-8").splitlines()))
     assert rows[1][1:] == ["0.000", "300"]
     assert rows[2][1:] == ["", "300"]
     tab.save_picture(tmp_path / "rpo.png")
