@@ -1,0 +1,177 @@
+"""Space runs out, data rots, a stale engine writes: the last point stays good and the trouble is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from vapor_desktop.engine import cycle
+from vapor_desktop.lab import guests
+from vapor_desktop.lab.keyring_session import KeyringSession
+from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.lab.stage import Stage
+from vapor_desktop.model.errors import StaleLease
+from vapor_desktop.model.wire import CurrentAsOf, LeaseRequest, WriteGrant
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(420)]
+ROOT = "/var/lib/libvirt/images/vapor"
+NAME = "small"
+
+
+@pytest.fixture(scope="module")
+def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """One guest whose replica lies on a small file system of its own."""
+    home = tmp_path_factory.mktemp("console")
+    a, b = lab.sites["a"], lab.sites["b"]
+    guests.add(a, guests.GuestSpec(NAME, rate=5, scratch=1), lab.cache)
+    guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90)
+    b.exec(["mount", "-t", "tmpfs", "-o", "size=900m,mode=2770,uid=vapor,gid=libvirt-qemu", "tmpfs", ROOT])
+    settings = b.path("/etc/vapor/site.toml")
+    settings.write_text(settings.read_text() + "replica_reserve_bytes = 67108864\n")
+    restart_service(lab)
+    with KeyringSession(home):
+        made = Stage(lab, home)
+        made.open()
+        try:
+            site_a, site_b = made.pair()
+            made.protect(site_a, site_b, [NAME], rpo_target_s=10, newest=3)
+            made.wait_for_point(NAME, 2)
+            yield made
+        finally:
+            made.close()
+            a.virsh("destroy", NAME, check=False)
+
+
+def restart_service(lab: Lab) -> None:
+    import os
+    import signal
+
+    b = lab.sites["b"]
+    for name in ("serve", "helper"):
+        pid = b.pid_of(name)
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda p=pid: p not in b.processes(), f"the end of {name}", timeout_s=20)  # type: ignore[misc]
+    b.start_site_service()
+
+
+def replica_paths(stage: Stage) -> list[str]:
+    """Files of the newest point's chain at the target, newest first."""
+    assert stage.program is not None
+    site = stage.program.engine.repository.site(stage.row(NAME).protection.target_site)
+    assert site is not None
+    manifest = stage.program.engine.gateway.api(site).replica(stage.row(NAME).protection.vm_uuid).manifest
+    return [f"{ROOT}/{manifest.vm_uuid}/disks/{p.files['vda']}" for p in reversed(manifest.points) if not p.dead]
+
+
+def test_a_stale_fence_writes_nothing(stage: Stage) -> None:
+    assert stage.program is not None
+    row = stage.row(NAME)
+    stage.backend.pause(row.key)
+    wait_until(lambda: stage.row(NAME).cycle_started_at is None, "the end of the cycle", timeout_s=60)
+    site = stage.program.engine.repository.site(row.protection.target_site)
+    assert site is not None
+    api = stage.program.engine.gateway.api(site)
+    vm = row.protection.vm_uuid
+    old = api.acquire_lease(vm, LeaseRequest(holder="stale", holder_name="stale", purpose="test"))
+    new = api.acquire_lease(
+        vm, LeaseRequest(holder="new", holder_name="new", purpose="test", takeover_reason="the first one is gone")
+    )
+    manifest = api.replica(vm).manifest
+    newest = manifest.newest
+    assert newest is not None
+    assert new.fence > old.fence
+    grant = WriteGrant(fence=old.fence, epoch=manifest.epoch, source_site=manifest.source_site, parent_seq=newest.seq)
+    with pytest.raises(StaleLease):
+        api.current_as_of(vm, CurrentAsOf(grant=grant, seq=newest.seq, at=newest.current_as_of))
+    assert api.replica(vm).manifest == manifest
+    api.release_lease(vm, new.fence)
+    stage.backend.resume(row.key)
+
+
+def test_a_flipped_byte_is_found_by_the_scrub_and_repaired(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = stage.lab.sites["b"]
+    row = stage.row(NAME)
+    stage.backend.pause(row.key)
+    wait_until(lambda: stage.row(NAME).cycle_started_at is None, "the end of the cycle", timeout_s=60)
+    paths = replica_paths(stage)
+    found = json.loads(b.exec(["qemu-img", "map", "-U", "--output=json", paths[0]]).stdout)
+    # A block of the oldest file that no newer one hides: the newest point reads it through its chain.
+    deepest = max(e["depth"] for e in found if e["data"])
+    spot = next(e for e in found if e["data"] and e["depth"] == deepest and e["length"] >= 65536)
+    b.exec(
+        [
+            "dd",
+            "if=/dev/urandom",
+            f"of={paths[-1]}",
+            "bs=1",
+            f"seek={spot['offset'] + 4096}",
+            "count=16",
+            "conv=notrunc",
+        ]
+    )
+    monkeypatch.setattr(cycle, "SCRUB_LEAST_BYTES", 8 << 30)
+    monkeypatch.setattr(cycle, "SCRUB_MOST_BYTES", 8 << 30)
+    stage.backend.resume(row.key)
+
+    def told() -> bool:
+        return any(e.kind == "scrub-mismatch" for e in stage.backend.events(row.key))
+
+    wait_until(told, "the scrub's finding", timeout_s=120, every_s=0.2)
+    monkeypatch.undo()
+    wait_until(
+        lambda: any(c.mode == "compare" and c.outcome == "point" for c in stage.backend.cycles(row.key, 10)),
+        "the comparing cycle",
+        timeout_s=120,
+        every_s=0.2,
+    )
+    assert_newest_is_the_source(stage)
+
+
+def assert_newest_is_the_source(stage: Stage) -> None:
+    """Stop the guest: then its disk stands still and the next point must be it, bit for bit."""
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    a.virsh("shutdown", NAME, "--mode", "agent")
+    wait_until(lambda: a.virsh("domstate", NAME) == "shut off", "the shutdown", timeout_s=60, every_s=0.2)
+    row = stage.row(NAME)
+
+    def settled() -> bool:
+        last = stage.backend.cycles(row.key, 1)
+        return bool(last) and last[0].outcome == "unchanged"
+
+    wait_until(settled, "a cycle with nothing to send", timeout_s=120, every_s=0.2)
+    raw = "/var/lib/libvirt/images/.compare.raw"
+    b.exec(["qemu-img", "convert", "-U", "-O", "raw", replica_paths(stage)[0], b_raw := raw])
+    outside = b.path(b_raw)
+    source = a.path(guests.disk_files(a, NAME)[0])
+    try:
+        import subprocess
+
+        done = subprocess.run(
+            ["qemu-img", "compare", "-U", "-f", "raw", "-F", "qcow2", outside, source], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        outside.unlink()
+    a.virsh("start", NAME)
+    guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90)
+
+
+def test_a_full_target_keeps_the_last_point_and_says_so(stage: Stage) -> None:
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    stage.wait_for_point(NAME, (stage.row(NAME).last_seq or 0) + 1)
+    before = stage.row(NAME).last_seq or 0
+    b.exec(["sh", "-c", f"mount -o remount,size=$(( $(du -sm {ROOT} | cut -f1) + 100 ))m {ROOT}"])
+    guests.guest_shell(a, NAME, "dd if=/dev/urandom of=/data0/fill bs=1M count=60; sync")
+    wait_until(
+        lambda: stage.row(NAME).protection.last_error_code == "REPLICA-FULL", "the alarm", timeout_s=120, every_s=0.2
+    )
+    assert (stage.row(NAME).last_seq or 0) >= before
+    assert b.exec(["df", "--output=avail", "-B1", ROOT]).stdout.split()[-1] != "0"
+    b.exec(["qemu-img", "check", "-U", "-q", replica_paths(stage)[0]])
+    b.exec(["mount", "-o", "remount,size=3g", ROOT])
+    stage.backend.sync_now(stage.row(NAME).key)
+    stage.wait_for_point(NAME, before + 2)
+    assert stage.row(NAME).protection.last_error is None
