@@ -34,6 +34,7 @@ from vapor_desktop.model.wire import (
 from vapor_desktop.site import leases
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import ensure_identity
+from vapor_desktop.site.mover.link import CommandLink
 from vapor_desktop.site.mover.peer import PeerPool
 from vapor_desktop.site.mover.sender import Outgoing
 from vapor_desktop.site.replica import ReplicaStore
@@ -120,7 +121,7 @@ class Rig:
             self.target.replica_roots, self.target_id, leases.checker(self.target.leases_dir), reserve_bytes
         )
         self.renew_vm()
-        self.pool = PeerPool(lambda _peer: self.receive_argv())
+        self.pool = PeerPool(lambda _peer: CommandLink(self.receive_argv()))
         self.helper = HelperClient(self.source.helper_socket)
 
     def renew_vm(self) -> None:

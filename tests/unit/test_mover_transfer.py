@@ -30,6 +30,7 @@ from vapor_desktop.model.manifest import DiskMode
 from vapor_desktop.model.wire import Progress
 from vapor_desktop.site.mover import protocol
 from vapor_desktop.site.mover.digests import block_digests
+from vapor_desktop.site.mover.link import CommandLink
 from vapor_desktop.site.mover.peer import PeerPool
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.sender import Outgoing
@@ -250,7 +251,7 @@ def test_a_stale_fence_is_refused_before_and_in_the_middle(rig: Rig, vda: Source
 def test_only_the_source_site_of_a_vm_may_send_it(rig: Rig, vda: SourceDisk) -> None:
     stranger = str(uuid4())
     argv = [stranger if word == rig.source_id else word for word in rig.receive_argv()]
-    pool = PeerPool(lambda _peer: argv)
+    pool = PeerPool(lambda _peer: CommandLink(argv))
     with export(vda.path) as socket, pytest.raises(NotAllowed):
         Outgoing(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1"), pool, rig.helper, lambda _p: None).run()
     pool.close()

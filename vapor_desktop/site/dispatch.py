@@ -47,11 +47,15 @@ def _console() -> int:
     words = _asked()
     if words in SSH_HELPER_CALLS:
         _exec(words)
-    if words == ["mover"]:
+    if words in (["mover"], ["mover", "--relay"]):
         from vapor_desktop.site.mover.send_main import main as mover
 
-        return _code(mover())
-    return _refuse("virt-ssh-helper, mover")
+        return _code(mover(words[1:]))
+    if len(words) == 2 and words[0] in ("relay-source", "relay-receive") and UUID_TEXT.fullmatch(words[1]):
+        from vapor_desktop.site.mover import relay_end
+
+        return relay_end.source(words[1]) if words[0] == "relay-source" else relay_end.receive(words[1])
+    return _refuse("virt-ssh-helper, mover, relay-source, relay-receive")
 
 
 def _peer(site: str) -> int:

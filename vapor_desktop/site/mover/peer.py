@@ -1,52 +1,35 @@
-"""The sender's side of a session: an ``ssh … receive`` (or any command that speaks the frames) and its replies.
+"""The sender's side of a session: a link to a receiver, and its replies.
 
 A session serves one transfer at a time and stays open between them; the pool keeps the idle ones.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
-import socket
-import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from vapor_desktop.model.errors import ProtocolError, SiteUnreachable, TransferInterrupted, VaporError, from_wire
+from vapor_desktop.model.errors import ProtocolError, TransferInterrupted, VaporError, from_wire
 from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.wire import MOVER_PROTOCOL
 from vapor_desktop.site.mover import protocol
-from vapor_desktop.site.mover.channel import Frame, FrameReader, FrameWriter, widen
+from vapor_desktop.site.mover.channel import Frame, FrameReader, FrameWriter
+from vapor_desktop.site.mover.link import Link
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.throttle import Throttle
 
 HELLO_S = 30.0
 ANSWER_S = 120.0  # COMMIT flushes and publishes; a lost link is noticed by ssh itself, sooner
-SSH_FAILED = 255
-PATIENCE_S = 1.5
-STDERR_TAIL_BYTES = 2000
 
 
 class PeerSession:
     """One channel to a receiver. ``ask`` and ``table`` are for one thread at a time, ``send`` for any."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        """Start the command. Raises SiteUnreachable when it cannot be started."""
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the session
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            for end in (self._socket, theirs):
-                widen(end.fileno())
-            try:
-                end_fd = theirs.fileno()
-                self._process = subprocess.Popen(list(argv), stdin=end_fd, stdout=end_fd, stderr=self._errors)
-            except OSError as error:
-                self._socket.close()
-                raise SiteUnreachable("Cannot start ssh", why=error.strerror or "", program=argv[0]) from error
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._socket = link.socket
         self._writer = FrameWriter(self._socket.fileno())
         self._replies: queue.SimpleQueue[Frame | VaporError] = queue.SimpleQueue()
         self._table_lock = threading.Lock()
@@ -65,8 +48,8 @@ class PeerSession:
 
     @property
     def pid(self) -> int:
-        """Of the command."""
-        return self._process.pid
+        """Of the process that holds the link open."""
+        return self._link.pid
 
     def hello(self) -> None:
         """Agree on the version. Raises SiteUnreachable (ssh could not), ProtocolError."""
@@ -151,59 +134,43 @@ class PeerSession:
         self.error = None
 
     def _explain(self, error: TransferInterrupted) -> VaporError:
-        """Why the channel ended: what the receiver said, else ssh's exit code with its last words."""
+        """Why the channel ended: what the receiver said, else what the link knows."""
         self.usable = False
         if threading.current_thread() is not self._reader:
             self._reader.join(timeout=5.0)  # an ERROR frame may still be on its way
         if self.error is not None:
             return self.error
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2.0)
-        words = self._last_words()
-        if self._process.returncode == SSH_FAILED and not self.used:
-            return SiteUnreachable("The peer site cannot be reached over SSH", why=words)
-        return TransferInterrupted(
-            error.what, why=words or error.why, exit_code=self._process.returncode, command_pid=self.pid
-        )
-
-    def _last_words(self) -> str:
-        size = os.fstat(self._errors.fileno()).st_size
-        tail = os.pread(self._errors.fileno(), STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES))
-        lines = tail.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        ending = self._link.ending()
+        if ending.never_reached is not None and not self.used:
+            return ending.never_reached
+        return TransferInterrupted(error.what, why=ending.words or error.why, **ending.details)
 
     @property
     def alive(self) -> bool:
         """May a transfer be tried on it?"""
-        return self.usable and self.error is None and self._process.poll() is None
+        return self.usable and self.error is None and self._link.running
 
     def kill(self) -> None:
         """End it now; whoever is blocked on it fails. The receiver sees the end and makes durable what it has."""
         self.usable = False
-        with contextlib.suppress(OSError):  # ENOTCONN: the other end was first
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self._link.abort()
 
     def close(self) -> None:
         """End it and wait for the command; an ssh whose link is dead is not waited for."""
         self.kill()
-        try:
-            self._process.wait(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._link.end()
         self._reader.join(timeout=5.0)
-        self._socket.close()
-        self._errors.close()
+        self._link.close()
 
 
 class PeerPool:
-    """Idle sessions per peer. ``argv(peer_site)`` is the command that reaches a receiver there."""
+    """Idle sessions per peer. ``connect(peer_site)`` makes a link to a receiver there."""
 
     KEEP = 4
     REST_S = 600.0  # the receiver gives up an idle session after 900 s
 
-    def __init__(self, argv: Callable[[str], Sequence[str]]) -> None:
-        self._argv = argv
+    def __init__(self, connect: Callable[[str], Link]) -> None:
+        self._connect = connect
         self._lock = threading.Lock()
         self._idle: dict[str, list[tuple[float, PeerSession]]] = {}
 
@@ -218,7 +185,7 @@ class PeerPool:
             if session.alive and time.monotonic() - since < self.REST_S:
                 return session
             session.close()
-        session = PeerSession(self._argv(peer_site))
+        session = PeerSession(self._connect(peer_site))
         try:
             session.hello()
         except VaporError:

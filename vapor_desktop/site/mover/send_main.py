@@ -18,11 +18,13 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
-from vapor_desktop.model.errors import InvalidRequest, ProtocolError, Unexpected, VaporError
+from vapor_desktop.model.errors import InvalidRequest, ProtocolError, Unexpected, VaporError, from_wire
 from vapor_desktop.model.policy import Value
 from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, ScrubSlice, Transfer
 from vapor_desktop.site.helper_client import HelperClient
+from vapor_desktop.site.mover.link import CommandLink, Link
 from vapor_desktop.site.mover.peer import PeerPool
+from vapor_desktop.site.mover.relay import RelayDesk
 from vapor_desktop.site.mover.scrub import Scrub
 from vapor_desktop.site.mover.sender import Outgoing
 from vapor_desktop.site.settings import SiteSettings, load_settings
@@ -33,8 +35,18 @@ log = logging.getLogger(__name__)
 class Control:
     """The control channel: reads requests, runs each in a thread of its own, writes events and answers."""
 
-    def __init__(self, requests: Iterable[bytes], answers: IO[bytes], pool: PeerPool, settings: SiteSettings) -> None:
+    def __init__(
+        self,
+        requests: Iterable[bytes],
+        answers: IO[bytes],
+        pool: PeerPool,
+        settings: SiteSettings,
+        relay: RelayDesk | None = None,
+    ) -> None:
         self._requests = requests
+        self._relay = relay
+        if relay is not None:
+            relay.ask = self._say
         self._answers = answers
         self._pool = pool
         self._settings = settings
@@ -68,6 +80,9 @@ class Control:
             self._say({"id": number, "result": None})
         elif verb == "cancel":
             self._cancel(int(params["id"]))
+            self._say({"id": number, "result": None})
+        elif verb == "relay-ended" and self._relay is not None:
+            self._relay.ended(str(params["meeting"]), from_wire(params["error"]))
             self._say({"id": number, "result": None})
         elif verb == "transfer":
             transfer = _parse(Transfer, params)
@@ -131,6 +146,8 @@ class Control:
             running, threads = list(self._running.values()), list(self._threads.values())
         for _, cancel in running:
             cancel()
+        if self._relay is not None:
+            self._relay.close()
         for thread in threads:
             thread.join()
         self._pool.close()
@@ -172,32 +189,43 @@ def _parse(model: type[Any], params: dict[str, Any]) -> Any:
         raise InvalidRequest(f"The request does not fit at {where!r}", why=first["msg"]) from error
 
 
-def _receive_argv(settings: SiteSettings) -> Callable[[str], Sequence[str]]:
+def _direct(settings: SiteSettings) -> Callable[[str], Link]:
     from vapor_desktop.site.enrolments import Enrolments
     from vapor_desktop.site.ssh_options import peer_ssh_argv
 
     enrolments = Enrolments(settings)
-    return lambda peer_site: [*peer_ssh_argv(settings, enrolments.peer(peer_site)), "receive"]
+    return lambda peer_site: CommandLink([*peer_ssh_argv(settings, enrolments.peer(peer_site)), "receive"])
+
+
+def _relayed(settings: SiteSettings) -> RelayDesk:
+    from vapor_desktop.site.enrolments import Enrolments
+
+    return RelayDesk(Enrolments(settings).peer)
 
 
 def main(argv: Sequence[str] = ()) -> int:
     """Serve the engine on the standard streams; the exit code.
 
+    ``--relay``: links to peers are asked of the engine, event ``relay``, instead of made by ssh.
     ``--receive-command WORD…`` (tests, bench) starts that instead of ssh, for whatever peer.
     """
     from vapor_desktop.site.identity import site_id
 
     parser = argparse.ArgumentParser(prog="vapor-site mover")
+    parser.add_argument("--relay", action="store_true")
     parser.add_argument("--receive-command", nargs=argparse.REMAINDER)
-    command = parser.parse_args(argv).receive_command
+    asked = parser.parse_args(argv)
     settings = load_settings()
-    reach: Callable[[str], Sequence[str]] = (lambda _peer: command) if command else _receive_argv(settings)
+    desk = _relayed(settings) if asked.relay else None
+    connect: Callable[[str], Link] = desk.connect if desk is not None else _direct(settings)
+    if asked.receive_command:
+        connect = lambda _peer: CommandLink(asked.receive_command)  # noqa: E731 - as the two above
     sys.setswitchinterval(0.0005)  # threads here hold the GIL for microseconds; waiting 5 ms for it costs throughput
     # Answers own the standard output: a stray print must not end up among them.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with answers:
-        return Control(sys.stdin.buffer, answers, PeerPool(reach), settings).run(site_id(settings))
+        return Control(sys.stdin.buffer, answers, PeerPool(connect), settings, desk).run(site_id(settings))
 
 
 if __name__ == "__main__":
