@@ -183,8 +183,10 @@ class Cycle:
                 c.hypervisor.delete_checkpoint(self._vm, name)
         if plan.discard_incoming:
             c.target_api.discard_incoming(self._vm, self._grant(lease, view.manifest))
-        if domain.has_tpm and domain.tpm_dir is None:
-            self._warnings.append("not fully protected: its TPM's state cannot be read")
+        if domain.has_tpm:
+            self._warnings.append(
+                "not fully protected: its TPM's state is kept with each point, but a failover does not put it in place"
+            )
         return plan
 
     def _valid(self, domain: DomainView, checkpoint: str, targets: Sequence[str]) -> bool:
@@ -238,7 +240,8 @@ class Cycle:
         if result.empty:
             after = self._still_current(after, taken_at, lease)
         scrubbed = self._scrub(after, disks, lease) if result.published or result.empty else None
-        c.hooks.before_job_end(after, job.socket_path)
+        if result.published or result.empty:  # a part is no point: there is nothing to look at
+            c.hooks.before_job_end(after, job.socket_path)
         c.hypervisor.end_backup(self._vm)
         c.source_api.unwatch_job(self._vm)
         self._drop_checkpoints(manifest, job.checkpoint, result)
@@ -286,16 +289,15 @@ class Cycle:
             return
 
     def _drop_checkpoints(self, before: Manifest, fresh: str | None, result: Transferred) -> None:
-        """Keep exactly one between cycles: the newest point's. While a copy is incomplete, its own as well."""
+        """Between cycles: the newest point's checkpoint, and the unfinished copy's while there is one."""
         hv = self._c.hypervisor
         if result.empty and fresh is not None:
             hv.delete_checkpoint(self._vm, fresh)  # nothing changed: the old bitmap still tells everything
             return
-        if not result.published:
-            return
-        kept = result.manifest.newest.checkpoint if result.manifest and result.manifest.newest else None
+        newest = (result.manifest or before).newest
+        kept = {newest.checkpoint if newest else None, None if result.published else fresh}
         for name in hv.checkpoints(self._vm):
-            if ours(before.protection_id, name) and name != kept:
+            if ours(before.protection_id, name) and name not in kept:
                 hv.delete_checkpoint(self._vm, name)
 
     # --- a VM that is off ------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ class Cycle:
             bandwidth_bytes_s=policy.bandwidth_bytes_s,
             streams=policy.streams,
             resume_incoming=plan.resume_incoming,
-            deadline_s=float(policy.job_longest_s),
+            deadline_s=float(policy.job_longest_s) if plan.may_pause else None,
             skip_if_empty=only_delta and not plan.resume_incoming and manifest.newest is not None,
         )
         hooks = self._c.hooks
