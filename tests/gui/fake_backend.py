@@ -125,6 +125,7 @@ class FakeBackend:
         self.hang: threading.Event | None = None  # set it to let go
         self.samples: list[RpoSample] = []
         self.threads: set[str] = set()
+        self.networks: tuple[str, ...] = ("default", "lan0", "dmz")
         self.cert: str = "ab12" * 16
 
     def _take(self, verb: str, *args: Any) -> None:
@@ -172,7 +173,7 @@ class FakeBackend:
 
     def site_networks(self, site_id: str) -> Sequence[str]:
         self._take("site_networks", site_id)
-        return ("default", "lan0", "dmz")
+        return self.networks
 
     def vms(self, site_id: str) -> Sequence[VmStatus]:
         self._take("vms", site_id)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from fake_backend import FakeBackend, fleet, later
 from PySide6.QtCore import QObject, QTimer
+from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from vapor_desktop.gui.bridge import Bridge
@@ -72,15 +73,18 @@ def test_gui_thread_with_2000_rows(console, qtbot: QtBot, capsys) -> None:  # ty
     window = console.shown()
     window.go(1)
     console.until(lambda: window.vms.model.rowCount() == 2000)
-    beat = Heartbeat()
-    for second in range(1, 6):
-        console.backend.shot = later(shot, second)
-        qtbot.wait(400)
-    beat.gaps.sort()
+    console.bridge.close(wait_s=5.0)
+    spent = []
+    for new in [later(shot, second) for second in range(1, 8)]:
+        start = time.thread_time()  # of this thread: other processes on the machine do not count
+        window.take(new)
+        QApplication.processEvents()
+        spent.append(time.thread_time() - start)
+    spent.sort()
     with capsys.disabled():
-        print(f"\n2,000 rows live: gap median {beat.gaps[len(beat.gaps) // 2] * 1e3:.0f} ms, worst", end=" ")
-        print(f"{beat.worst * 1e3:.0f} ms")
-    assert beat.worst < 0.5  # ten snapshots a second here, on shared cores; one a second in life
+        print(f"\n2,000 rows, whole window, CPU per snapshot: median {spent[3] * 1e3:.0f} ms", end=", ")
+        print(f"worst {spent[-1] * 1e3:.0f} ms")
+    assert spent[3] < 0.1
 
 
 def test_no_backend_call_on_the_gui_thread(console) -> None:  # type: ignore[no-untyped-def]

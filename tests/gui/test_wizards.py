@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+import shiboken6
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLineEdit, QWizard
 
@@ -195,14 +196,15 @@ def test_closing_the_wizard_while_a_site_hangs(console, pair: PairWizard) -> Non
     console.qtbot.wait(50)
     console.backend.hang.set()
     console.backend.hang = None
-    seen = console.window.snapshot
-    console.until(lambda: console.window.snapshot is not seen)
+    seen = len(console.asked("snapshot"))
+    console.until(lambda: len(console.asked("snapshot")) > seen)
+    assert console.asked("add_site") == []
 
 
 @pytest.fixture
 def protect(console) -> ProtectWizard:  # type: ignore[no-untyped-def]
     window = console.shown()
-    window.show_protect = window.commands.protect()
+    window.commands.protect()
     wizard: ProtectWizard = window.commands.dialog
     console.until(lambda: wizard.vms.table.rowCount() == 2)
     return wizard
@@ -235,7 +237,7 @@ def test_protect_from_end_to_end(console, protect: ProtectWizard) -> None:  # ty
     assert request.vm_uuids == ("uuid-scratch",)
     assert (request.source_site, request.target_site) == ("id-site-a", "id-site-b")
     assert (request.rpo_target_s, request.bandwidth_bytes_s) == (45, 10 << 20)
-    assert not protect.isVisible()
+    assert not shiboken6.isValid(protect), "the wizard is gone"
 
 
 def test_a_failed_check_stops_and_can_be_repeated(console, protect: ProtectWizard) -> None:  # type: ignore[no-untyped-def]
@@ -256,8 +258,8 @@ def test_a_failed_check_stops_and_can_be_repeated(console, protect: ProtectWizar
     protect.reject()
 
 
-def test_a_network_without_counterpart_stops(console, protect: ProtectWizard, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(console.backend, "site_networks", lambda _site: ("lan0", "dmz"))
+def test_a_network_without_counterpart_stops(console, protect: ProtectWizard) -> None:  # type: ignore[no-untyped-def]
+    console.backend.networks = ("lan0", "dmz")
     protect.vms.table.item(0, 0).setCheckState(Qt.CheckState.Checked)
     protect.next()
     console.until(lambda: protect.target.table.rowCount() == 1)

@@ -338,6 +338,7 @@ class MainWindow(QMainWindow):
     def closeEvent(self, event: QCloseEvent) -> None:
         """Remember, and ask whoever hosts the engine."""
         self.context.memory.put("geometry", bytes(self.saveGeometry().toBase64().data()).decode())
+        self.vms.table.remember()
         self.context.memory.put("page", max(0, self.navigation.currentRow()))
         if self._may_close:
             super().closeEvent(event)

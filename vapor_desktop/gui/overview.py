@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from PySide6.QtCore import Qt, Signal
+from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import (
     QFrame,
     QGridLayout,
@@ -70,6 +71,7 @@ class Overview(QWidget):
     def __init__(self, context: Context, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._theme = context.theme
+        self._latest: Snapshot | None = None
         self._numbers: dict[Chip, QPushButton] = {}
         self._severities: dict[Chip, Severity] = {}
         self.attention: RecordModel[Row] = RecordModel(self._fields(), lambda row: row.key, self)
@@ -170,7 +172,18 @@ class Overview(QWidget):
         return page
 
     def take(self, snapshot: Snapshot) -> None:
-        """Show a snapshot."""
+        """Show a snapshot: now if the page is seen, else when it is."""
+        self._latest = snapshot
+        if self.isVisible():
+            self._show(snapshot)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Catch up."""
+        super().showEvent(event)
+        if self._latest is not None:
+            self._show(self._latest)
+
+    def _show(self, snapshot: Snapshot) -> None:
         self._stack.setCurrentIndex(2 if snapshot.protections or snapshot.unprotected else 1)
         self._cards["protect"].setEnabled(len(snapshot.sites) > 1)
         rows = [Row.of_protection(p, snapshot.at) for p in snapshot.protections]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from vapor_desktop.gui import words
@@ -286,7 +287,7 @@ COLUMNS: tuple[Column, ...] = (
 )  # fmt: skip
 INDEX = {column.key: n for n, column in enumerate(COLUMNS)}
 
-_STATIC = (
+_static = attrgetter(
     "protection", "source_name", "target_name", "rpo_health", "severity", "last_seq", "last_point_taken_at",
     "point_count", "progress", "cycle_started_at", "next_due_at", "last_sent_bytes", "last_duration_s",
     "attainable_rpo_s", "source_power", "route", "status_text",
@@ -309,6 +310,6 @@ def changed_columns(old: Row, new: Row) -> list[int]:
     if old.status is None or new.status is None:
         same = old.vm == new.vm and old.status is new.status
     else:
-        same = all(getattr(old.status, name) == getattr(new.status, name) for name in _STATIC)
+        same = bool(_static(old.status) == _static(new.status))
     same = same and (new.now - old.now) < timedelta(hours=1)
     return lively if same else sorted([*lively, *(n for n in _SETTLED if _stamp(old, n) != _stamp(new, n))])

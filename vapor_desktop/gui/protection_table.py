@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QPoint, Qt, Signal
+from PySide6.QtCore import QPoint, Qt, QTimer, Signal
 from PySide6.QtGui import QKeyEvent, QKeySequence
 from PySide6.QtWidgets import QAbstractItemView, QApplication, QHeaderView, QMenu, QTableView, QWidget
 
@@ -13,6 +13,7 @@ from vapor_desktop.gui.protection_model import ProtectionModel
 from vapor_desktop.gui.theme import Theme
 
 _MEMORY_KEY = "protection_columns"
+SAVE_AFTER_MS = 400
 
 
 class ProtectionTable(QTableView):
@@ -41,6 +42,10 @@ class ProtectionTable(QTableView):
         self.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         self.setItemDelegateForColumn(INDEX["rpo_now"], RpoDelegate(theme, self))
         self.setItemDelegateForColumn(INDEX["progress"], ProgressDelegate(theme, self))
+        self._saver = QTimer(self)
+        self._saver.setSingleShot(True)
+        self._saver.setInterval(SAVE_AFTER_MS)
+        self._saver.timeout.connect(self.remember)
         self._prepare_header()
         self.doubleClicked.connect(lambda index: self._open(index.row()))
 
@@ -56,7 +61,7 @@ class ProtectionTable(QTableView):
         self.setSortingEnabled(True)
         header.setSortIndicatorShown(True)
         for moved in (header.sectionMoved, header.sectionResized, header.sortIndicatorChanged):
-            moved.connect(self.remember)
+            moved.connect(self._saver.start)  # a drag is many small changes
 
     def remember(self) -> None:
         """Save columns and sort."""
