@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vapor_desktop.engine.plan import CyclePlan, DiskPlan
+from vapor_desktop.engine.plan import CyclePlan, DiskPlan, family
 from vapor_desktop.engine.ports import ImageInfo, Mover
 from vapor_desktop.model.domains import DomainView
 from vapor_desktop.model.errors import NotReplicable
@@ -53,10 +53,23 @@ class OfflineImages:
             return next(iter(bases))
         if plan.checkpoint is None:
             return None
-        for disk in plan.disks:
-            if disk.with_checkpoint:
-                self._mover.add_bitmap(self.path(disk.target), plan.checkpoint)
+        tracked = [d.target for d in plan.disks if d.with_checkpoint]
+        unused = self._unused(tracked, family(plan.checkpoint))
+        if unused is not None:
+            return unused
+        for target in tracked:
+            self._mover.add_bitmap(self.path(target), plan.checkpoint)
         return plan.checkpoint
+
+    def _unused(self, targets: Sequence[str], prefix: str) -> str | None:
+        """A bitmap of ours that an attempt before this one left in all images: it has noted every write since.
+
+        Without this look, each attempt while the target is away would leave one more in the images.
+        """
+        found = [
+            {n for n, usable in self.info(t).bitmaps.items() if usable and n.startswith(prefix)} for t in targets
+        ]
+        return min(set.intersection(*found), default=None)
 
     def source(self, disk: DiskPlan) -> NbdSource:
         """Where the mover reads this disk."""

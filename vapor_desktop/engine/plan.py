@@ -21,7 +21,11 @@ CHECKPOINT_PREFIX = "vapor-"
 
 @dataclass(frozen=True, slots=True)
 class DiskPlan:
-    """One disk of a cycle. ``from_checkpoint``: whose bitmap tells the delta (mode DELTA only)."""
+    """One disk of a cycle.
+
+    ``from_checkpoint``: whose bitmap tells what changed: since the newest point (mode DELTA), or, in a resumed
+    copy of whatever mode, since the moment that the kept incoming belongs to.
+    """
 
     target: str
     size_bytes: int
@@ -46,6 +50,14 @@ class CyclePlan:
     stale_checkpoints: tuple[str, ...]  # ours, and nobody's any more
 
     @property
+    def may_pause(self) -> bool:
+        """Can the copy be left unfinished and taken up by a later job?
+
+        A disk without bitmaps is read whole by every job: a time limit would keep a large one from ever ending.
+        """
+        return all(d.with_checkpoint for d in self.disks)
+
+    @property
     def mode(self) -> DiskMode:
         """The heaviest mode of any disk: what the cycle is called."""
         order = [DiskMode.DELTA, DiskMode.COMPARE, DiskMode.FULL]
@@ -59,6 +71,11 @@ def checkpoint_name(protection_id: str, epoch: int, seq: int) -> str:
     reused names meet the old bitmap ("Bitmap already exists", facts/libvirt §1.4).
     """
     return f"{CHECKPOINT_PREFIX}{protection_id[:8]}-{epoch}-{seq:06d}-{secrets.token_hex(3)}"
+
+
+def family(name: str) -> str:
+    """What the names of all checkpoints of the same protection begin with."""
+    return name[: name.index("-", len(CHECKPOINT_PREFIX)) + 1]
 
 
 def ours(protection_id: str, name: str) -> bool:
@@ -98,12 +115,15 @@ def plan_cycle(
                 fix="If this is right, unprotect the VM keeping its replica and protect it again",
             )
     bitmap_disks = [d.target for d in wanted if d.kind == "delta"]
-    resume = incoming is not None and _resumable(incoming, wanted, domain, valid, bitmap_disks)
+    resume = incoming is not None and _fits(incoming, wanted, domain)
     if incoming is not None and resume:
-        base, base_disks, why = incoming.checkpoint, set(incoming.disks), "resumed"
+        held = _held_since(incoming, bitmap_disks, valid)
+        resume = bool(held) or incoming.parent_seq is None  # a first copy is worth a comparison, a delta is not
+    if incoming is not None and resume:
+        disks = tuple(_resumed(d, domain, incoming, held) for d in wanted)
     else:
-        base, base_disks, why = _base_of_newest(newest.checkpoint if newest else None, known, bitmap_disks, valid)
-    disks = tuple(_disk(d, domain, known, base, base_disks, why, resume) for d in wanted)
+        base, held, why = _base_of_newest(newest.checkpoint if newest else None, known, bitmap_disks, valid)
+        disks = tuple(_disk(d, domain, known, base, held, why) for d in wanted)
     seq = incoming.seq if resume and incoming else manifest.next_seq
     keep = {newest.checkpoint if newest else None, incoming.checkpoint if incoming and resume else None}
     return CyclePlan(
@@ -141,21 +161,33 @@ def _wanted(domain: DomainView, verdicts: Sequence[DiskVerdict]) -> list[DiskVer
     return wanted
 
 
-def _resumable(
-    incoming: IncomingView,
-    wanted: Sequence[DiskVerdict],
-    domain: DomainView,
-    valid: Callable[[str, Sequence[str]], bool],
-    bitmap_disks: Sequence[str],
-) -> bool:
-    """DESIGN §5 Resume (b): only if the incoming's own checkpoint still validates on every disk."""
+def _fits(incoming: IncomingView, wanted: Sequence[DiskVerdict], domain: DomainView) -> bool:
+    """Is the kept incoming of the same disks and sizes?"""
     if incoming.checkpoint is None or set(incoming.disks) != {d.target for d in wanted}:
         return False
-    if set(bitmap_disks) != set(incoming.disks):
-        return False  # a disk without a bitmap cannot tell what changed since the incoming's moment
-    if any(domain_size(domain, t) != incoming.sizes.get(t) for t in incoming.disks):
-        return False
-    return valid(incoming.checkpoint, bitmap_disks)
+    return all(domain_size(domain, t) == incoming.sizes.get(t) for t in incoming.disks)
+
+
+def _held_since(
+    incoming: IncomingView, bitmap_disks: Sequence[str], valid: Callable[[str, Sequence[str]], bool]
+) -> set[str]:
+    """The disks whose bitmap tells what changed since the incoming's moment: all that can have one, or none."""
+    if incoming.checkpoint is None or not bitmap_disks or not valid(incoming.checkpoint, bitmap_disks):
+        return set()
+    return set(bitmap_disks)
+
+
+def _resumed(verdict: DiskVerdict, domain: DomainView, incoming: IncomingView, held: set[str]) -> DiskPlan:
+    """DESIGN §5 Resume (b): what changed since the incoming's moment, and all that it has not received.
+
+    Without a bitmap the disk is compared with what is there: nothing that has arrived travels twice.
+    """
+    target, has_bitmap = verdict.target, verdict.kind == "delta"
+    size = domain_size(domain, target)
+    if target in held:
+        return DiskPlan(target, size, incoming.disks[target], incoming.checkpoint, has_bitmap, "resumed")
+    why = "resumed, bitmap lost" if has_bitmap else verdict.reason
+    return DiskPlan(target, size, DiskMode.COMPARE, None, has_bitmap, why)
 
 
 def _base_of_newest(
@@ -183,12 +215,11 @@ def _disk(
     base: str | None,
     base_disks: set[str],
     why: str,
-    resume: bool,
 ) -> DiskPlan:
     size = domain_size(domain, verdict.target)
     has_bitmap = verdict.kind == "delta"
     if has_bitmap and base is not None and verdict.target in base_disks:
-        return DiskPlan(verdict.target, size, DiskMode.DELTA, base, True, "resumed" if resume else "bitmap valid")
+        return DiskPlan(verdict.target, size, DiskMode.DELTA, base, True, "bitmap valid")
     if verdict.target in known:
         reason = why if has_bitmap else verdict.reason
         return DiskPlan(verdict.target, size, DiskMode.COMPARE, None, has_bitmap, reason)

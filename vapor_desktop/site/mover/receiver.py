@@ -50,6 +50,7 @@ class Open(Value):
     disks: tuple[OpenDisk, ...]
     checkpoint: str | None
     resume: bool
+    moved: bool = False  # the source may have been written since, though the checkpoint is the same
 
 
 class Commit(Value):
@@ -119,7 +120,8 @@ class Reception:
         Without a checkpoint (raw disks) every job is another moment.
         """
         ours = self.request.checkpoint
-        return self._incoming.resumed and (ours is None or self._incoming.checkpoint != ours)
+        moved = self.request.moved or ours is None or self._incoming.checkpoint != ours
+        return self._incoming.resumed and moved
 
     def want(self, disk: int, extents: list[Extent]) -> None:
         """One WANT frame."""

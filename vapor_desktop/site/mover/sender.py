@@ -123,6 +123,8 @@ class Outgoing:
                 "disks": [{"target": d.target, "size_bytes": d.size_bytes, "mode": d.mode} for d in request.disks],
                 "checkpoint": request.draft.checkpoint,
                 "resume": request.resume_incoming,
+                # A stopped VM's bitmap goes on from job to job: its name does not tell that the VM ran meanwhile.
+                "moved": any(d.source.kind == "offline" for d in request.disks),
             },
         )
         session = self.pool.take(request.peer_site)
@@ -161,7 +163,8 @@ class Outgoing:
                 s.export,
                 todo[i],
                 # A whole pass over an incoming that holds something already sends only what differs.
-                compare=s.disk.mode is DiskMode.COMPARE or (rebase and s.disk.source.bitmap is None),
+                compare=s.disk.mode is DiskMode.COMPARE
+                or (rebase and (s.disk.source.bitmap is None or s.disk.source.kind == "offline")),
                 session=session,
                 stop=self._stop,
                 throttle=throttle,
