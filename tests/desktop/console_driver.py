@@ -69,10 +69,8 @@ class Teller(QObject):
         elif verb == "close":
             window.close()
         elif verb == "press":
-            box = next(
-                w for w in QApplication.topLevelWidgets() if w.isVisible() and w.windowTitle().startswith("Stop")
-            )
-            next(b for b in box.buttons() if name in b.text()).click()  # type: ignore[attr-defined]
+            boxes = [w for w in QApplication.topLevelWidgets() if isinstance(w, QMessageBox) and w.isVisible()]
+            next(b for b in boxes[0].buttons() if name in b.text()).click()
 
     def _alert(self, name: str, *, closed: bool) -> None:
         others = tuple(a for a in self._backend.shot.alerts if a.key != f"rpo:p-{name}")
