@@ -177,7 +177,9 @@ class FakeBackend:
 
     def vms(self, site_id: str) -> Sequence[VmStatus]:
         self._take("vms", site_id)
-        return self.shot.unprotected
+        mine = [p.protection for p in self.shot.protections if p.protection.source_site == site_id]
+        covered = [replace(vm(p.vm_name), vm_uuid=p.vm_uuid) for p in mine]
+        return [*self.shot.unprotected, *covered] if site_id == "id-site-a" else []
 
     def preflight(self, request: ProtectRequest, on_check: OnCheck) -> Sequence[Check]:
         checks = self.checks.get("preflight", [Check("space", "Space at the target", "ok", "180 GiB free")])

@@ -206,16 +206,18 @@ def protect(console) -> ProtectWizard:  # type: ignore[no-untyped-def]
     window = console.shown()
     window.commands.protect()
     wizard: ProtectWizard = window.commands.dialog
-    console.until(lambda: wizard.vms.table.rowCount() == 2)
+    console.until(lambda: wizard.vms.table.rowCount() == 8)
     return wizard
 
 
 def test_protect_from_end_to_end(console, protect: ProtectWizard) -> None:  # type: ignore[no-untyped-def]
     vms = protect.vms
     assert not vms.isComplete()
-    assert vms.table.item(1, 0).text() == "legacy"
-    assert not vms.table.item(1, 0).flags() & Qt.ItemFlag.ItemIsEnabled
-    assert "shared LUN" in vms.table.item(1, 3).text()
+    rows = {vms.table.item(n, 0).text(): n for n in range(8)}
+    assert rows["scratch"] == 0, "what can be protected comes first"
+    for name, why in (("legacy", "shared LUN"), ("web01", "protected already")):
+        assert not vms.table.item(rows[name], 0).flags() & Qt.ItemFlag.ItemIsEnabled
+        assert why in vms.table.item(rows[name], 3).text()
     vms.table.item(0, 0).setCheckState(Qt.CheckState.Checked)
     assert vms.isComplete()
     protect.next()

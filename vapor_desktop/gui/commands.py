@@ -96,7 +96,9 @@ class Commands(QObject):
             return
         pairs = self._snapshot.pairs if self._snapshot else ()
         chosen = [row.vm for row in rows if row.vm is not None]
-        self._open(ProtectWizard(self._context, sites, pairs, chosen, self._window))
+        rows_now = self._snapshot.protections if self._snapshot else ()
+        covered = frozenset(row.protection.vm_uuid for row in rows_now)
+        self._open(ProtectWizard(self._context, sites, pairs, chosen, covered, self._window))
 
     def failover(self, row: Row) -> None:
         """The failover sheet."""

@@ -283,6 +283,8 @@ class RunPage(FormPage):
 
     def _finish(self, text: str) -> None:
         self.done = True
+        for token in self._addresses.tokens:
+            token.clear()  # used up; no reason to keep it in memory
         self.problem.setText(
             f"<b>{escape(text)}</b><br>The console's own tokens are in your keyring; the ones you pasted are used up."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
@@ -44,9 +45,12 @@ def why_text(vm: VmStatus) -> str:
 class VmsPage(FormPage):
     """VMs of one site; those that cannot be protected say why."""
 
-    def __init__(self, context: Context, sites: Sequence[SiteStatus], chosen: Sequence[VmStatus]) -> None:
+    def __init__(
+        self, context: Context, sites: Sequence[SiteStatus], chosen: Sequence[VmStatus], covered: frozenset[str]
+    ) -> None:
         super().__init__("protect_vms", "Which virtual machines?")
         self._context = context
+        self._covered = covered
         self._ticked = {vm.vm_uuid for vm in chosen}
         self._vms: list[VmStatus] = []
         self._source = child(self.form, QComboBox, "source")
@@ -104,7 +108,8 @@ class VmsPage(FormPage):
         source, vms = answer
         if source != self.source():
             return
-        self._vms = sorted(vms, key=lambda vm: (not vm.protectable, words.natural(vm.name)))
+        judged = [self._judge(vm) for vm in vms]
+        self._vms = sorted(judged, key=lambda vm: (not vm.protectable, words.natural(vm.name)))
         self.table.blockSignals(True)
         self.table.setRowCount(len(self._vms))
         for row, vm in enumerate(self._vms):
@@ -114,6 +119,11 @@ class VmsPage(FormPage):
         self.state.setText("No virtual machine there is without protection.")
         self.state.setVisible(not self._vms)
         self._tell()
+
+    def _judge(self, vm: VmStatus) -> VmStatus:
+        if vm.vm_uuid not in self._covered:
+            return vm
+        return replace(vm, protectable=False, reason="It is protected already")
 
     def _fill(self, row: int, vm: VmStatus) -> None:
         name = QTableWidgetItem(vm.name)

@@ -20,15 +20,22 @@ class ProtectWizard(QWizard):
     """Five pages; *Protect* starts an errand and closes at once."""
 
     def __init__(
-        self, context: Context, sites: Sequence[SiteStatus], pairs: Pairs, chosen: Sequence[VmStatus], parent: QWidget
+        self,
+        context: Context,
+        sites: Sequence[SiteStatus],
+        pairs: Pairs,
+        chosen: Sequence[VmStatus],
+        covered: frozenset[str],
+        parent: QWidget,
     ) -> None:
+        """``covered``: UUIDs of the VMs that are protected already."""
         super().__init__(parent)
         self._context = context
         self.setWindowTitle("Protect virtual machines")
         self.setWizardStyle(QWizard.WizardStyle.ClassicStyle)
         self.setTitleFormat(Qt.TextFormat.RichText)
         self.names = {s.site.site_id: s.site.name for s in sites}
-        self.vms = VmsPage(context, sites, chosen)
+        self.vms = VmsPage(context, sites, chosen, covered)
         self.target = TargetPage(context, sites, pairs, self.vms)
         self.policy = PolicyPage()
         self.check = CheckPage(context, self.request)
