@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vapor_desktop.engine.plan import checkpoint_name, ours, plan_cycle
+from vapor_desktop.engine.plan import checkpoint_name, family, ours, plan_cycle
 from vapor_desktop.model.domains import DiskView, DomainView
 from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import DiskShrunk, EpochMoved, NotReplicable
@@ -181,3 +181,67 @@ def test_checkpoint_names_are_never_the_same_twice() -> None:
     names = {checkpoint_name(PID, 1, 7) for _ in range(200)}
     assert len(names) == 200
     assert all(ours(PID, n) for n in names)
+
+
+def test_a_resumed_copy_keeps_its_mode_and_reads_what_changed_since() -> None:
+    kept = incoming().model_copy(update={"disks": {"vda": DiskMode.COMPARE}})
+    p = plan(manifest(point(), next_seq=6), domain(), incoming=kept)
+    assert p.disks[0].mode is DiskMode.COMPARE  # what it has not compared yet is not sent blindly
+    assert p.disks[0].from_checkpoint == kept.checkpoint
+    assert p.may_pause
+
+
+def first_part(*targets: str) -> IncomingView:
+    return IncomingView(
+        seq=1,
+        parent_seq=None,
+        checkpoint="vapor-12345678-1-000001-cc",
+        disks=dict.fromkeys(targets, DiskMode.FULL),
+        sizes=dict.fromkeys(targets, GIB),
+        received_bytes=dict.fromkeys(targets, 100),
+    )
+
+
+def test_a_first_copy_whose_bitmap_is_lost_is_compared_not_begun_again() -> None:
+    p = plan(manifest(next_seq=2), domain(), incoming=first_part("vda"), valid=False, cps=[])
+    assert p.resume_incoming
+    assert (p.seq, p.disks[0].mode, p.disks[0].from_checkpoint) == (1, DiskMode.COMPARE, None)
+
+
+def test_a_delta_whose_bitmap_is_lost_is_discarded() -> None:
+    p = plan(manifest(point(), next_seq=6), domain(), incoming=incoming(), valid=False)
+    assert p.discard_incoming
+    assert p.disks[0].mode is DiskMode.COMPARE
+
+
+def test_a_first_copy_with_a_raw_disk_is_resumed_by_compare_and_has_no_time_limit() -> None:
+    d = domain(disk("vda"), disk("vdb", fmt="raw"))
+    p = plan(manifest(next_seq=2), d, incoming=first_part("vda", "vdb"))
+    assert p.resume_incoming
+    assert [x.mode for x in p.disks] == [DiskMode.FULL, DiskMode.COMPARE]
+    assert [x.from_checkpoint for x in p.disks] == ["vapor-12345678-1-000001-cc", None]
+    assert not p.may_pause
+
+
+def test_the_unfinished_copys_checkpoint_is_kept_and_older_ones_go() -> None:
+    cps = ["vapor-12345678-1-000001-bb", "vapor-12345678-1-000001-cc"]
+    p = plan(manifest(next_seq=2), domain(), incoming=first_part("vda"), cps=cps)
+    assert p.stale_checkpoints == ("vapor-12345678-1-000001-bb",)
+
+
+def test_a_seeded_disk_is_compared_and_only_until_a_point_holds_it() -> None:
+    d = domain(disk("vda"), disk("vdb"))
+    p = plan_cycle(
+        manifest=manifest(next_seq=1),
+        incoming=None,
+        seeded=("vdb",),
+        domain=d,
+        verdicts=judge(d),
+        checkpoints=(),
+        valid=lambda _n, _t: False,
+    )
+    assert {x.target: (x.mode, x.why) for x in p.disks} == {
+        "vda": (DiskMode.FULL, "first copy"),
+        "vdb": (DiskMode.COMPARE, "seeded"),
+    }
+    assert family(p.checkpoint or "") == "vapor-12345678-"

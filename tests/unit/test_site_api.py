@@ -344,6 +344,7 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/enrolments/peers/{site_id}/check",
         "/leases/{vm}", "/leases/{vm}/{fence}", "/replicas", "/replicas/{vm}", "/replicas/{vm}/points/{seq}",
         "/replicas/{vm}/points/{seq}/drop", "/replicas/{vm}/points/{seq}/pins", "/replicas/{vm}/incoming",
+        "/replicas/{vm}/seed",
         "/replicas/{vm}/current-as-of", "/replicas/{vm}/runs", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
         "/guardian/events",
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 import click
 
@@ -196,6 +197,33 @@ def sync(out: Output, vm: str, wait: bool) -> None:
 
 @click.command()
 @click.argument("vm")
+@click.argument("images", nargs=-1, required=True, metavar="DISK=PATH...")
+@click.option("--format", "image_format", type=click.Choice(["qcow2", "raw"]), default="qcow2", show_default=True)
+@json_option
+@click.pass_obj
+def seed(out: Output, vm: str, images: tuple[str, ...], image_format: Literal["qcow2", "raw"]) -> None:
+    """Begin VM's first copy from images at the target: its first cycle sends only what differs from them.
+
+    PATH is absolute, on the target host, below its helper_image_roots. The image is copied, never changed.
+    """
+    paths = {}
+    for pair in images:
+        disk, sep, path = pair.partition("=")
+        if not sep or not disk or not path.startswith("/"):
+            raise click.BadParameter(f"“{pair}” is not DISK=/ABSOLUTE/PATH", param_hint="DISK=PATH")
+        paths[disk] = path
+    with program.reading() as backend:
+        row = program.find_protection(backend, vm)
+        backend.seed(row.key, paths, image_format)
+    out.say(
+        f"{row.protection.vm_name}: {', '.join(sorted(paths))} seeded at {row.target_name}",
+        vm=row.protection.vm_name,
+        disks=sorted(paths),
+    )
+
+
+@click.command()
+@click.argument("vm")
 @json_option
 @click.pass_obj
 def pause(out: Output, vm: str) -> None:
@@ -306,4 +334,4 @@ def _confirmed(row: ProtectionStatus, confirm: str) -> None:
         raise InvalidRequest(f"--confirm must be the VM's name, “{row.protection.vm_name}”")
 
 
-COMMANDS = (status, watch, protect, unprotect, sync, pause, resume, points, failover, adopt)
+COMMANDS = (status, watch, protect, unprotect, seed, sync, pause, resume, points, failover, adopt)

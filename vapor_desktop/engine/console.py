@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from vapor_desktop.engine import preflight, records
 from vapor_desktop.engine.backend import OnCheck
+from vapor_desktop.engine.operations.seed import ImageFormat, SeedCopy
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
 from vapor_desktop.engine.runtime import LAPSED, Engine
 from vapor_desktop.engine.sitewatch import vm_status
@@ -36,6 +37,7 @@ from vapor_desktop.model.view import (
     Task,
     VmStatus,
 )
+from vapor_desktop.model.wire import SeedState
 
 VERB_DEADLINE_S = 120.0
 SYNC_DEADLINE_S = 3600.0
@@ -270,6 +272,28 @@ class EngineBackend:
                 raise from_wire({"code": p.last_error_code, "what": p.last_error})
             pause.wait(0.1)
         raise Unexpected("The first copy did not end within an hour")
+
+    def seed(
+        self,
+        protection_id: str,
+        images: Mapping[str, str],
+        image_format: ImageFormat = "qcow2",
+        on_state: Callable[[SeedState], None] = lambda _s: None,
+    ) -> None:
+        """Copy images that are at the target already (disk -> path there) as bases of the disks' first copies."""
+        p = self._protection(protection_id)
+        source, target = self._site(p.source_site), self._site(p.target_site)
+        me = self._engine.identity
+        copy = SeedCopy(
+            self._gateway.api(target), self._gateway.hypervisor(source), self._clock, p, me.engine_id, me.name
+        )
+        copy.run(images, image_format, lambda: self.cancel(protection_id), on_state)
+        self._note(
+            "seeded",
+            f"First copies of {', '.join(sorted(images))} begin from images at {target.name}",
+            p.protection_id,
+        )
+        self._engine.wake()
 
     def pause(self, protection_id: str) -> None:
         """No more cycles until resumed; a running one is cancelled at its next chunk."""

@@ -173,6 +173,7 @@ class Cycle:
         plan = plan_cycle(
             manifest=view.manifest,
             incoming=view.incoming,
+            seeded=view.seeded,
             domain=domain,
             verdicts=verdicts,
             checkpoints=c.hypervisor.checkpoints(self._vm),
@@ -185,7 +186,8 @@ class Cycle:
             c.target_api.discard_incoming(self._vm, self._grant(lease, view.manifest))
         if domain.has_tpm:
             self._warnings.append(
-                "not fully protected: its TPM's state is kept with each point, but a failover does not put it in place"
+                "not fully protected: its TPM's state is kept with each point, "
+                "but a failover does not put it in place"
             )
         return plan
 

@@ -1,13 +1,13 @@
 """What one cycle will do, decided from what was observed: pure, no I/O.
 
 The rules are DESIGN §5 and facts/libvirt §1.7: per disk *delta* when a bitmap is valid, *compare* when
-the target has the disk but the bitmap is lost (or the disk cannot have one), *full* otherwise.
+the target has the disk but the bitmap is lost (or the disk cannot have one, or was seeded), *full* otherwise.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from vapor_desktop.model.domains import DomainView
@@ -87,6 +87,7 @@ def plan_cycle(
     *,
     manifest: Manifest,
     incoming: IncomingView | None,
+    seeded: Collection[str] = (),
     domain: DomainView,
     verdicts: Sequence[DiskVerdict],
     checkpoints: Sequence[str],
@@ -123,7 +124,7 @@ def plan_cycle(
         disks = tuple(_resumed(d, domain, incoming, held) for d in wanted)
     else:
         base, held, why = _base_of_newest(newest.checkpoint if newest else None, known, bitmap_disks, valid)
-        disks = tuple(_disk(d, domain, known, base, held, why) for d in wanted)
+        disks = tuple(_disk(d, domain, known, base, held, why, seeded) for d in wanted)
     seq = incoming.seq if resume and incoming else manifest.next_seq
     keep = {newest.checkpoint if newest else None, incoming.checkpoint if incoming and resume else None}
     return CyclePlan(
@@ -215,6 +216,7 @@ def _disk(
     base: str | None,
     base_disks: set[str],
     why: str,
+    seeded: Collection[str],
 ) -> DiskPlan:
     size = domain_size(domain, verdict.target)
     has_bitmap = verdict.kind == "delta"
@@ -223,6 +225,8 @@ def _disk(
     if verdict.target in known:
         reason = why if has_bitmap else verdict.reason
         return DiskPlan(verdict.target, size, DiskMode.COMPARE, None, has_bitmap, reason)
+    if verdict.target in seeded:
+        return DiskPlan(verdict.target, size, DiskMode.COMPARE, None, has_bitmap, "seeded")
     return DiskPlan(
         verdict.target, size, DiskMode.FULL, None, has_bitmap, "first copy" if not known else "disk added"
     )

@@ -177,6 +177,7 @@ class ReplicaView(Value):
     used_bytes: int
     incoming: IncomingView | None
     files_in_chain: int
+    seeded: tuple[str, ...] = ()  # disks whose first copy stands on an image that was at the target already
     valid: bool
     trouble: dict[str, Any] | None = None
 
@@ -199,6 +200,34 @@ class CurrentAsOf(Value):
     grant: WriteGrant
     seq: int
     at: datetime
+
+
+class SeedImage(Value):
+    """An image at the target, below its image roots (``helper_image_roots``).
+
+    ``disk_bytes``: the disk's size at the source, where known; a larger image is refused.
+    """
+
+    path: str
+    format: Literal["qcow2", "raw"]
+    disk_bytes: int | None = None
+
+
+class SeedRequest(Value):
+    """POST /replicas/{vm}/seed: begin to copy these images, as bases of the disks' first copies."""
+
+    grant: WriteGrant
+    disks: dict[str, SeedImage]
+
+
+class SeedState(Value):
+    """GET /replicas/{vm}/seed: how far it is. ``error``: why the last one stopped."""
+
+    running: bool
+    disk: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    error: dict[str, Any] | None = None
 
 
 class PinRequest(Value):

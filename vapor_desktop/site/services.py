@@ -17,6 +17,7 @@ from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import certificate_sha256, ensure_identity
 from vapor_desktop.site.replica import ReplicaStore
 from vapor_desktop.site.rpo_alarm import RpoAlarm
+from vapor_desktop.site.seeding import Seeding
 from vapor_desktop.site.settings import SiteSettings
 from vapor_desktop.site.site_events import EventLog
 from vapor_desktop.site.stores import DomainLister, in_use_by, open_store
@@ -49,6 +50,7 @@ class Services:
     events: EventLog
     guardian: Guardian
     alarm: RpoAlarm
+    seeding: Seeding
     _checks: tuple[float, tuple[DoctorCheck, ...]] = field(default=(float("-inf"), ()))
 
     def checks(self) -> tuple[DoctorCheck, ...]:
@@ -67,6 +69,7 @@ class Services:
     def stop(self) -> None:
         """End the threads; watches and leases stay on file."""
         self.alarm.stop()
+        self.seeding.stop()
         self.guardian.stop()
         self.events.close()
         self.hypervisor.close()
@@ -94,4 +97,5 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         events=events,
         guardian=Guardian(Watches(settings.watches_dir), libvirt, events),
         alarm=RpoAlarm(store.list, events, alarm_state, settings.alarm.every_s),
+        seeding=Seeding(store, helper, settings.run_dir),
     )

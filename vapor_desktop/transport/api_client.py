@@ -31,6 +31,8 @@ from vapor_desktop.model.wire import (
     ReplicaView,
     Run,
     RunRequest,
+    SeedRequest,
+    SeedState,
     SshInfo,
     StorageRoot,
     WatchFreeze,
@@ -156,6 +158,14 @@ class HttpSiteApi:
     def unpin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest:
         """Undo ``pin``."""
         return self._send(Manifest, "DELETE", f"{_point(vm_uuid, seq)}/pins", PinRequest(grant=grant, pin=pin))
+
+    def seed(self, vm_uuid: str, request: SeedRequest) -> SeedState:
+        """Begin to copy images of the site as bases of the disks' first copies; ask ``seed_state`` how far it is."""
+        return self._send(SeedState, "POST", f"{_replica(vm_uuid)}/seed", request)
+
+    def seed_state(self, vm_uuid: str) -> SeedState:
+        """Of the running or the last seed."""
+        return self._get(SeedState, f"{_replica(vm_uuid)}/seed")
 
     def discard_incoming(self, vm_uuid: str, grant: WriteGrant) -> None:
         """Delete an unfinished point."""

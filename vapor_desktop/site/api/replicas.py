@@ -13,6 +13,8 @@ from vapor_desktop.model.wire import (
     ReplicaView,
     Run,
     RunRequest,
+    SeedRequest,
+    SeedState,
     WriteGrant,
 )
 from vapor_desktop.site.api.auth import Admin, Operator, Site, Viewer
@@ -68,6 +70,20 @@ def pin(vm: str, seq: int, body: PinRequest, _caller: Operator, site: Site) -> M
 def unpin(vm: str, seq: int, body: PinRequest, _caller: Operator, site: Site) -> Manifest:
     """Let it go."""
     return site.store.unpin(_vm(vm), seq, body.grant, body.pin)
+
+
+@router.post("/{vm}/seed", status_code=202)
+def seed(vm: str, body: SeedRequest, caller: Operator, site: Site) -> SeedState:
+    """Begin to copy images of this host, as bases of the disks' first copies. Keep the lease alive meanwhile."""
+    images = {disk: image.path for disk, image in body.disks.items()}
+    site.audit("seed", vm_uuid=_vm(vm), images=images, token_id=caller.token_id, console=caller.console_name)
+    return site.seeding.start(_vm(vm), body)
+
+
+@router.get("/{vm}/seed")
+def seed_state(vm: str, _caller: Viewer, site: Site) -> SeedState:
+    """How far the copying is."""
+    return site.seeding.state(_vm(vm))
 
 
 @router.delete("/{vm}/incoming", status_code=204)

@@ -79,6 +79,11 @@ class Layout:
         return self.top / "merge.json"
 
     @property
+    def seeds(self) -> Path:
+        """Copies of images that were here before the first point."""
+        return self.top / "seeds.json"
+
+    @property
     def disks(self) -> Path:
         """The chain."""
         return self.top / "disks"
@@ -118,6 +123,10 @@ class Layout:
     def table(self, disk: str) -> Path:
         """``digests/vda.table``."""
         return self.digests / f"{check_disk(disk)}.table"
+
+    def seed_table(self, disk: str) -> Path:
+        """``digests/vda.seed.table``: of a seed that is being made."""
+        return self.digests / f"{check_disk(disk)}.seed.table"
 
 
 def numbered(directory: Path) -> dict[int, Path]:

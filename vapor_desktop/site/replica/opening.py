@@ -9,7 +9,7 @@ from uuid import uuid4
 from vapor_desktop.model.errors import Conflict, DiskShrunk, InvalidRequest
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent
 from vapor_desktop.model.manifest import DiskMode, Manifest
-from vapor_desktop.site.replica import images, index, qcow2, steps
+from vapor_desktop.site.replica import images, index, qcow2, seed, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import FileLock, make_dir, sync_dir, sync_file
 from vapor_desktop.site.replica.incoming import Incoming, discard
@@ -60,7 +60,7 @@ def _resumable(layout: Layout, manifest: Manifest, record: IncomingRecord, disks
     if record.parent_seq != (newest.seq if newest else None) or set(record.disks) != set(disks):
         return False
     for target, disk in record.disks.items():
-        if disks[target][0] < disk.size_bytes or disk.base != _base(manifest, target):
+        if disks[target][0] < disk.size_bytes or disk.base != _base(layout, manifest, target)[0]:
             return False
         try:
             header = qcow2.read_header(layout.incoming / disk.file)
@@ -71,9 +71,13 @@ def _resumable(layout: Layout, manifest: Manifest, record: IncomingRecord, disks
     return True
 
 
-def _base(manifest: Manifest, target: str) -> str | None:
+def _base(layout: Layout, manifest: Manifest, target: str) -> tuple[str | None, int]:
+    """(file below ``disks/`` that the overlay hangs on, its size in bytes): the newest point's, else a seed."""
     newest = manifest.newest
-    return None if newest is None else newest.files.get(target)
+    if newest is not None and target in newest.files:
+        return newest.files[target], newest.sizes.get(target, 0)
+    found = seed.ready(layout, manifest).get(target)
+    return (None, 0) if found is None else (found.file, found.size_bytes)
 
 
 def _take_up(
@@ -121,11 +125,10 @@ def _make(
     newest = manifest.newest
     planned: dict[str, IncomingDisk] = {}
     for target, (size, mode) in disks.items():
-        base = _base(manifest, target)
-        base_size = newest.sizes.get(target, 0) if newest is not None and base is not None else 0
+        base, base_size = _base(layout, manifest, target)
         if size < base_size:
             raise DiskShrunk(
-                f"Disk {target} has {size} bytes, at point {newest.seq if newest else 0} it had {base_size}",
+                f"Disk {target} has {size} bytes, what is here of it has {base_size}",
                 fix="Delete the replica of this VM and protect it again, or give the disk its old size",
             )
         if base is None and mode is DiskMode.DELTA:

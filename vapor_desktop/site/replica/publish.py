@@ -34,6 +34,7 @@ from vapor_desktop.site.replica.files import (
 )
 from vapor_desktop.site.replica.incoming import Incoming
 from vapor_desktop.site.replica.layout import BLOB_FILES, Layout, check_disk, numbered
+from vapor_desktop.site.replica.seed import TABLE_OF_SEED
 
 
 def publish(
@@ -210,6 +211,8 @@ def _is_parents(layout: Layout, newest: PointEntry, target: str, table_of: str) 
     header = qcow2.read_header(layout.disks / newest.files[target])
     if header is None or header.backing is None:
         return False
+    if table_of.startswith(TABLE_OF_SEED):
+        return header.backing == f"../disks/{table_of.removeprefix(TABLE_OF_SEED)}"
     try:
         return str(index.load_point(layout, newest.seq).parent_seq) == table_of
     except (NotFound, ManifestInvalid):

@@ -16,7 +16,7 @@ from vapor_desktop.site.replica.references import References
 
 MARKER = "deleting"
 _TOP = re.compile(
-    r"manifest\.json|protection\.json|merge\.json|merge-.*\.head|\.lock|\.merge|\.stop-merge|deleting|damaged-\w+\.json|\..*\.new"
+    r"manifest\.json|protection\.json|seeds\.json|merge\.json|merge-.*\.head|\.lock|\.merge|\.stop-merge|deleting|damaged-\w+\.json|\..*\.new"
 )
 _POINT = re.compile("|".join((r"point\.json|entry\.json|.*\.digests|\..*\.new", *map(re.escape, POINT_FILES))))
 _UNFINISHED = re.compile(r"incoming\.json|\.busy|.*\.(map|want)|.*\.digests|\..*\.new")

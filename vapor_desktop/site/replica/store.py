@@ -27,7 +27,18 @@ from vapor_desktop.model.wire import (
     RunRequest,
     WriteGrant,
 )
-from vapor_desktop.site.replica import grants, index, merge, opening, publish, recover, references, removal, runs
+from vapor_desktop.site.replica import (
+    grants,
+    index,
+    merge,
+    opening,
+    publish,
+    recover,
+    references,
+    removal,
+    runs,
+    seed,
+)
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.digests import UNKNOWN, DigestTable
 from vapor_desktop.site.replica.files import FileLock, locked, make_dir, write_durable
@@ -76,8 +87,10 @@ class ReplicaStore:
     def view(self, vm: str) -> ReplicaView:
         """One replica. Raises NotFound."""
         layout, trouble = self._layout(vm), None
+        seeded: tuple[str, ...] = ()
         try:
             manifest = self._load(layout)
+            seeded = tuple(sorted(seed.ready(layout, manifest)))
         except ManifestInvalid as error:
             trouble = error.to_wire()
             try:
@@ -89,6 +102,7 @@ class ReplicaStore:
             root=str(layout.root),
             used_bytes=used_bytes(layout.top),
             incoming=_unfinished_view(layout),
+            seeded=seeded,
             files_in_chain=self.files_in_chain(vm),
             valid=trouble is None,
             trouble=trouble,
@@ -127,11 +141,13 @@ class ReplicaStore:
         return layout.disks / entry.files[disk]
 
     def digests(self, vm: str, disk: str) -> DigestTable:
-        """The table of the newest point."""
+        """The table of the newest point, or of the seed of a disk that no point holds yet. Raises NotFound."""
         with self._locked(vm) as layout:
             manifest = self._load(layout)
             publish.settle(layout, manifest)
             size = manifest.newest.sizes.get(disk) if manifest.newest else None
+            if size is None and (seeded := seed.ready(layout, manifest).get(disk)) is not None:
+                size = seeded.size_bytes
             if size is None:
                 raise NotFound(f"The newest point of VM {manifest.vm_name} holds no disk {disk}")
             return DigestTable(layout.table(disk), size)
@@ -261,6 +277,40 @@ class ReplicaStore:
             self._granted(layout, grant)
             for seq, _, record in records.unfinished(layout):
                 discard(layout, seq, record)
+
+    # --- seeds -------------------------------------------------------------------------------------
+    def begin_seed(self, vm: str, grant: WriteGrant, disk: str, size_bytes: int, source: str) -> Path:
+        """Where to write the private copy of an image that is to be ``disk``'s first base.
+
+        Raises Conflict when the disk has points already, ReplicaFull, StaleLease, …
+        """
+        with self._locked(vm) as layout:
+            manifest = self._granted(layout, grant)
+            check_space(layout.root, 0, self._reserve_bytes)
+            return seed.begin(layout, manifest, disk, size_bytes, source, self._scan())
+
+    def check_seeding(self, vm: str, grant: WriteGrant) -> None:
+        """While it is copied: still allowed, still room? Raises StaleLease, EpochMoved, ParentMoved, ReplicaFull."""
+        layout = self._layout(vm)
+        self.check_grant(self._load(layout), grant)
+        check_space(layout.root, 0, self._reserve_bytes)
+
+    def seed_table(self, vm: str, disk: str, size_bytes: int) -> DigestTable:
+        """The empty table of a seed that is being made."""
+        path = self._layout(vm).seed_table(disk)
+        path.unlink(missing_ok=True)
+        return DigestTable(path, size_bytes)
+
+    def finish_seed(self, vm: str, grant: WriteGrant, disk: str, path: Path) -> None:
+        """Copy and table are whole: the disk's first copy will stand on them, by compare."""
+        with self._locked(vm) as layout:
+            self._granted(layout, grant)
+            seed.finish(layout, disk, path)
+
+    def abandon_seed(self, vm: str, disk: str, path: Path) -> None:
+        """Delete what a failed copy left; needs no grant: nobody else writes that file."""
+        with self._locked(vm) as layout:
+            seed.abandon(layout, disk, path)
 
     # --- what is known of points -------------------------------------------------------------------
     def pin(self, vm: str, seq: int, grant: WriteGrant, pin: str) -> Manifest:
