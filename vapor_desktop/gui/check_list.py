@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from PySide6.QtCore import Qt, QTimer
+from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QGridLayout, QLabel, QScrollArea, QWidget
 
 from vapor_desktop.gui.icons import pixmap
@@ -27,11 +27,13 @@ class CheckList(QWidget):
 
     def __init__(self, theme: Theme, area: QScrollArea) -> None:
         super().__init__(area)
-        self._theme, self._area = theme, area
+        self._theme = theme
         policy = self.sizePolicy()
         policy.setHeightForWidth(True)
         self.setSizePolicy(policy)
         area.setWidget(self)
+        bar = area.verticalScrollBar()
+        bar.rangeChanged.connect(lambda _least, most: bar.setValue(most))  # the newest step stays in sight
         self.checks: dict[str, Check] = {}
         self._lines: dict[str, tuple[QLabel, QLabel]] = {}
         self._grid = QGridLayout(self)
@@ -65,12 +67,6 @@ class CheckList(QWidget):
             self._grid.setRowStretch(at + 1, 1)
             self._lines[key] = (mark, text)
         self._draw(key, group)
-        # Once the layout has made room for it.
-        QTimer.singleShot(0, self, lambda: self._follow(key))
-
-    def _follow(self, key: str) -> None:
-        if key in self._lines:
-            self._area.ensureWidgetVisible(self._lines[key][1])
 
     def states(self) -> dict[str, str]:
         """Title → state."""

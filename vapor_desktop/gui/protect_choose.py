@@ -80,6 +80,7 @@ class VmsPage(FormPage):
         header.setStretchLastSection(True)
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         self.table.setShowGrid(False)
+        header.setMinimumSectionSize(90)
 
     def source(self) -> str:
         """The source site's id."""

@@ -13,6 +13,7 @@ from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QColor, QPalette
 from PySide6.QtWidgets import QApplication
 
+from vapor_desktop.gui.data import data_path
 from vapor_desktop.model.states import Severity
 
 
@@ -101,6 +102,18 @@ def chip_style(c: Colours) -> str:
     )
 
 
+def _indicators(c: Colours) -> str:
+    """Fusion outlines tick boxes darker than the window: on dark ground an empty one is invisible."""
+    tick = (data_path("resources") / "icons" / "tick-dark.svg").as_posix()
+    boxes = ("QCheckBox::indicator", "QTableView::indicator", "QMenu::indicator:non-exclusive")
+    rules = [
+        f"{box} {{ width: 13px; height: 13px; border: 1px solid {c.dim}; border-radius: 2px; background: {c.base}; }}"
+        f"{box}:checked {{ image: url({tick}); }} {box}:disabled {{ border-color: {c.line}; }}"
+        for box in boxes
+    ]
+    return "".join(rules)
+
+
 def _palette(c: Colours) -> QPalette:
     palette = QPalette()
     role = QPalette.ColorRole
@@ -162,6 +175,7 @@ class Theme(QObject):
         dark = scheme is Scheme.DARK or (scheme is Scheme.SYSTEM and system_dark)
         self.colours = DARK if dark else LIGHT
         self._app.setPalette(_palette(self.colours))
+        self._app.setStyleSheet(_indicators(self.colours) if dark else "")
         self.changed.emit()
 
     def severity(self, severity: Severity) -> QColor:
