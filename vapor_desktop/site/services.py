@@ -22,6 +22,7 @@ from vapor_desktop.site.settings import SiteSettings
 from vapor_desktop.site.site_events import EventLog
 from vapor_desktop.site.stores import DomainLister, in_use_by, open_store
 from vapor_desktop.site.tokens import TokenBook
+from vapor_desktop.site.versions import VersionWatch
 from vapor_desktop.site.watches import Watches
 
 CHECKS_AGE_S = 20.0
@@ -51,6 +52,7 @@ class Services:
     guardian: Guardian
     alarm: RpoAlarm
     seeding: Seeding
+    versions: VersionWatch
     _checks: tuple[float, tuple[DoctorCheck, ...]] = field(default=(float("-inf"), ()))
 
     def checks(self) -> tuple[DoctorCheck, ...]:
@@ -63,6 +65,7 @@ class Services:
 
     def start(self) -> None:
         """Begin guarding."""
+        self.versions.current()
         self.guardian.start()
         self.alarm.start()
 
@@ -98,4 +101,5 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         guardian=Guardian(Watches(settings.watches_dir), libvirt, events),
         alarm=RpoAlarm(store.list, events, alarm_state, settings.alarm.every_s),
         seeding=Seeding(store, helper, settings.run_dir),
+        versions=VersionWatch(libvirt),
     )

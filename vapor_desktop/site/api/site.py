@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from fastapi import APIRouter
 
 import vapor_desktop
-from vapor_desktop.model.errors import HypervisorFailed, HypervisorUnreachable
 from vapor_desktop.model.policy import Value
 from vapor_desktop.model.wire import API_VERSION, MOVER_PROTOCOL, Health, Identity, SshInfo, StorageRoot
 from vapor_desktop.site.api.auth import Site, Viewer
@@ -35,7 +34,7 @@ def hello() -> Hello:
 @router.get("/identity")
 def identity(_caller: Viewer, site: Site) -> Identity:
     """Who this site is; ``now`` is taken last, so a console measures the clock well."""
-    libvirt, qemu = _versions(site)
+    libvirt, qemu = site.versions.current()
     settings = site.settings
     return Identity(
         site_id=site.site_id,
@@ -59,7 +58,7 @@ def health(_caller: Viewer, site: Site) -> Health:
     checks = site.checks()
     return Health(
         ok=all(check.ok for check in checks),
-        libvirt=_versions(site)[0] is not None,
+        libvirt=site.versions.current()[0] is not None,
         helper=site.helper.ping(),
         guard_proven=False,  # the start guard is not part of this version; unproven is shown as off
         checks=checks,
@@ -93,10 +92,3 @@ def ssh(_caller: Viewer, site: Site) -> SshInfo:
         host_keys=host_keys(settings),
         user_key=user_public_key(settings),
     )
-
-
-def _versions(site: Site) -> tuple[str | None, str | None]:
-    try:
-        return site.hypervisor.versions()
-    except (HypervisorUnreachable, HypervisorFailed):
-        return None, None
