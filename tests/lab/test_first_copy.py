@@ -34,10 +34,6 @@ JOB_S = 10
 def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Two paired sites; cycles run only when a test runs one, so each job can be looked at."""
     home = tmp_path_factory.mktemp("first-copy")
-    for name in (PLAIN, CRASHED, OFF):
-        guests.add(lab.sites["a"], GuestSpec(name, disk_count=2 if name == PLAIN else 1), lab.cache)
-    for name in (PLAIN, CRASHED, OFF):
-        guests.wait_for(lab.sites["a"], name, "VAPOR-DIARY ", timeout_s=120)
     with KeyringSession(home):
         made = Stage(lab, home)
         made.open(run_engine=False)
@@ -50,10 +46,12 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
 
 
 class Job:
-    """Cycles of one protection, one at a time."""
+    """A guest of its own and the cycles of its protection, one at a time."""
 
-    def __init__(self, stage: Stage, name: str) -> None:
+    def __init__(self, stage: Stage, name: str, disk_count: int = 1) -> None:
         self.stage, self.name = stage, name
+        guests.add(stage.lab.sites["a"], GuestSpec(name, disk_count=disk_count), stage.lab.cache)
+        guests.wait_for(stage.lab.sites["a"], name, "VAPOR-DIARY ", timeout_s=120)
         a, b = sorted((s.site for s in stage.backend.snapshot().sites), key=lambda site: site.name)
         [self.pid] = stage.protect(a, b, [name])
         assert stage.program is not None
@@ -121,6 +119,8 @@ class Job:
         assert self.engine.recovery.failover(self.pid, None, "proof of the first copy") < 3.0
         line = self.stage.wait_booted(self.name, "b", timeout_s=90)
         assert re.search(r" gaps=0 torn=0 ", f"{line} "), line
+        self.stage.lab.sites["b"].virsh("destroy", self.name)
+        self.stage.lab.sites["a"].virsh("destroy", self.name, check=False)
 
     def assert_compared(self, disks: set[str]) -> None:
         mine = [c for c in self.stage.comparisons if c.vm_name == self.name]
@@ -129,7 +129,7 @@ class Job:
 
 
 def test_several_jobs_under_writes_end_in_one_identical_bootable_point(stage: Stage) -> None:
-    job = Job(stage, PLAIN)
+    job = Job(stage, PLAIN, disk_count=2)
     received: list[int] = []
 
     def look(_number: int) -> None:

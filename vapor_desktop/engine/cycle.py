@@ -107,8 +107,8 @@ class Cycle:
         """The whole cycle, under the target's lease for this VM."""
         c = self._c
         with HeldLease(c.target_api, self._vm, c.holder, c.holder_name, "cycle") as lease:
-            view = self._replica(lease)
             domain = c.hypervisor.domain(self._vm)
+            view = self._replica(lease, domain.name)
             self._clear_leftovers(domain)
             plan = self._plan(view, domain, lease)
             c.hooks.on_plan(plan)
@@ -117,25 +117,27 @@ class Cycle:
             return self._offline(plan, view.manifest, domain, lease)
 
     # --- observing --------------------------------------------------------------------------------
-    def _replica(self, lease: HeldLease) -> ReplicaView:
+    def _replica(self, lease: HeldLease, name: str) -> ReplicaView:
+        """The replica, made or brought up to date: a VM is its UUID, and its name is only followed."""
         try:
             view = self._c.target_api.replica(self._vm)
         except NotFound:
-            self._create_replica(lease, None)
+            self._create_replica(lease, None, name)
             view = self._c.target_api.replica(self._vm)
-        if view.manifest.policy != self._p.policy or view.manifest.mappings != self._p.mappings:
-            self._create_replica(lease, view.manifest)
+        there = (view.manifest.policy, view.manifest.mappings, view.manifest.vm_name)
+        if there != (self._p.policy, self._p.mappings, name):
+            self._create_replica(lease, view.manifest, name)
             view = self._c.target_api.replica(self._vm)
         return view
 
-    def _create_replica(self, lease: HeldLease, manifest: Manifest | None) -> None:
+    def _create_replica(self, lease: HeldLease, manifest: Manifest | None, name: str) -> None:
         p = self._p
         self._c.target_api.create_replica(
             self._vm,
             ReplicaCreate(
                 grant=self._grant(lease, manifest),
                 protection_id=p.protection_id,
-                vm_name=p.vm_name,
+                vm_name=name,
                 target_site=p.target_site,
                 policy=p.policy,
                 mappings=p.mappings,
