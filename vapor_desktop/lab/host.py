@@ -1,7 +1,9 @@
-"""One lab host: a network, mount and UTS namespace with its own libvirtd, virtlogd, sshd and site service.
+"""One lab host: network, mount, UTS and PID namespaces with their own libvirtd, virtlogd, sshd and site service.
 
-A *holder* process (``sleep``) keeps the namespaces; it stands for the hardware and survives a power cut.
-The UTS namespace is also pinned by a file, so that members are found when the holder itself has died.
+A *holder* process (``sleep``) is the host's init and keeps the namespaces; it stands for the hardware and
+survives a power cut. It ignores SIGCHLD, so the kernel reaps every orphan of the host at once: libvirt waits
+for each QEMU to vanish, and the init of a container may take its time. The UTS namespace is also pinned by a
+file, so that members are found when the holder itself has died.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from vapor_desktop.lab.layout import API_PORT, SSH_PORT, SiteLayout
 from vapor_desktop.lab.processes import (
     LabFailed,
     alive,
+    innermost_pid,
+    kill,
     kill_members,
     members,
     namespace_key,
@@ -33,8 +37,10 @@ PID_FILES = {
     "helper": "/run/vapor-helper.pid",
     "serve": "/run/vapor-serve.pid",
 }
+# The old /proc still tells the pid that the outer machine knows; the shell itself must open it.
 SETUP_HEAD = """set -eu
 mount --make-rprivate /
+read -r PID REST </proc/self/stat
 hostname {hostname}
 ROOT={root}
 """
@@ -61,14 +67,26 @@ class Host:
         script = site.directory / "setup.sh"
         script.write_text(self._setup(release_root, binds))
         self._pin.touch()
-        words = ["setsid", "--fork", "ip", "netns", "exec", site.namespace]
-        words += ["unshare", "--mount", "--uts", "--propagation", "private", "/bin/sh", str(script)]
-        done = run(words, env={"PATH": PATH})
-        if not done.stdout.strip():
-            raise LabFailed(f"The namespaces of host {site.name} were not made", why=done.stderr.strip())
-        pid = int(done.stdout)
-        self._holder_file.write_text(f"{pid}\n")
+        log = site.directory / "setup.log"
+        words = ["setsid", "--fork", "sh", "-c", 'exec "$@" </dev/null >"$0" 2>&1', str(log)]
+        words += ["ip", "netns", "exec", site.namespace, "unshare", "--mount", "--uts", "--pid", "--fork"]
+        run([*words, "--propagation", "private", "/bin/sh", str(script)], env={"PATH": PATH})
+
+        def made() -> bool:
+            pid = read_pid(self._holder_file)
+            if pid is not None and _comm(pid) == "sleep":  # the script's last step
+                return True
+            if log.exists() and log.read_text():
+                raise LabFailed(f"The namespaces of host {site.name} were not made", why=log.read_text().strip())
+            return False
+
+        wait_until(made, f"The making of host {site.name}", timeout_s=20, every_s=0.01)
+        pid = read_pid(self._holder_file)
         run(["mount", "--bind", f"/proc/{pid}/ns/uts", self._pin])
+        # unshare only waits for its child; without it the host consists of its own processes alone.
+        for waiting in self.processes():
+            if _comm(waiting) == "unshare":
+                kill(waiting)
 
     def _setup(self, release_root: Path, binds: Sequence[tuple[Path, str]]) -> str:
         site = self.layout
@@ -77,6 +95,7 @@ class Host:
         lines = [SETUP_HEAD.format(hostname=shlex.quote(site.hostname), root=shlex.quote(root))]
         if foreign:
             lines += self._foreign_root(release_root)
+        lines.append('mount -t proc proc "$ROOT"/proc')
         for source, target in binds:
             lines.append(f'mkdir -p "$ROOT"{shlex.quote(target)}')
             lines.append(f'mount --bind {shlex.quote(str(source))} "$ROOT"{shlex.quote(target)}')
@@ -86,10 +105,12 @@ class Host:
         for path in (*hostfiles.PRIVATE, *hostfiles.PRIVATE_FILES):
             lines.append(f'mount --bind {shlex.quote(str(site.files))}{path} "$ROOT"{path}')
         lines.append(f'mount --bind {shlex.quote(str(site.directory))}/boot_id "$ROOT"{hostfiles.BOOT_ID}')
-        lines.append("echo $$")
+        holder = shlex.quote(str(self._holder_file))
+        lines.append(f"echo $PID >{holder}.new; mv {holder}.new {holder}")
         if foreign:
             lines += ['cd "$ROOT"', "mkdir -p .outer", "pivot_root . .outer", "cd /", "umount -l /.outer"]
-        lines.append("exec /bin/sleep infinity </dev/null >/dev/null 2>&1")
+        # env, since Debian's sh would not ignore SIGCHLD.
+        lines.append("exec env --ignore-signal=CHLD sleep infinity </dev/null >/dev/null 2>&1")
         return "\n".join([*lines, ""])
 
     def _foreign_root(self, release_root: Path) -> list[str]:
@@ -99,7 +120,6 @@ class Host:
         options = f"lowerdir={release_root},upperdir={directory}/upper,workdir={directory}/work"
         return [
             f'mount -t overlay overlay -o {shlex.quote(options)} "$ROOT"',
-            'mount -t proc proc "$ROOT"/proc',
             'mount --rbind /sys "$ROOT"/sys',
             'mount --rbind /dev "$ROOT"/dev',
         ]
@@ -145,9 +165,14 @@ class Host:
         holder = self.holder
         if holder is None:
             raise LabFailed(f"Host {self.layout.name} is not up", fix="`vapor-lab up` first")
-        words = ["nsenter", "-t", str(holder), "-m", "-n", "-u", "--wd=/", "--"]
+        # Without --wd: that would be the outer machine's directory; the kernel puts us at the namespace's root.
+        words = ["nsenter", "-t", str(holder), "-m", "-n", "-u", "-p", "--"]
+        return [*words, *self._as(user)]
+
+    @staticmethod
+    def _as(user: str | None) -> list[str]:
         home = "/var/lib/vapor" if user == "vapor" else "/"
-        words += ["env", "-i", f"PATH={PATH}", f"HOME={home}", "LANG=C.UTF-8"]
+        words = ["env", "-i", f"PATH={PATH}", f"HOME={home}", "LANG=C.UTF-8"]
         if user:
             # By number inside the host: its passwd is not the outer machine's.
             words += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
@@ -167,12 +192,12 @@ class Host:
 
     def spawn(self, name: str, command: Sequence[str], *, user: str | None = None) -> None:
         """Start a long-running program; its pid goes to its pid file, its words to /var/log/libvirt/NAME.log."""
-        pid_file = self.path(PID_FILES[name])
-        log = self.path(f"/var/log/libvirt/{name}.log")
-        # The pid survives nsenter, env and setpriv: each of them execs the next.
-        script = 'echo $$ > "$1"; log=$2; shift 2; exec "$@" </dev/null >>"$log" 2>&1'
-        run(["setsid", "--fork", "sh", "-c", script, "sh", pid_file, log, *self.enter(user), *command])
-        wait_until(lambda: read_pid(pid_file) is not None, f"The start of {name}", timeout_s=10)
+        # The pid survives env and setpriv: each execs the next.
+        script = 'echo $$ >"$1"; log=$2; shift 2; exec "$@" </dev/null >>"$log" 2>&1'
+        pid_file, log = PID_FILES[name], f"/var/log/libvirt/{name}.log"
+        self.path(pid_file).unlink(missing_ok=True)
+        self.run(["setsid", "--fork", "sh", "-c", script, "sh", pid_file, log, *self._as(user), *command])
+        wait_until(lambda: read_pid(self.path(pid_file)) is not None, f"The start of {name}", timeout_s=10)
 
     def path(self, inside: str) -> Path:
         """Where the outer machine sees a path of the host's private directories."""
@@ -182,17 +207,21 @@ class Host:
         raise LabFailed(f"{inside} is not among the private directories of a host")
 
     def pid_of(self, name: str) -> int:
-        """Pid of virtlogd, libvirtd, sshd, serve or helper, or ``qemu:DOMAIN``. Raises LabFailed if not running."""
+        """Pid, as the outer machine counts, of virtlogd, libvirtd, sshd, serve, helper or ``qemu:DOMAIN``.
+
+        Raises LabFailed if it does not run.
+        """
         if name.startswith("qemu:"):
             file = f"/run/libvirt/qemu/{name.removeprefix('qemu:')}.pid"
         elif name in PID_FILES:
             file = PID_FILES[name]
         else:
             raise LabFailed(f"{name} is no process of a lab host", fix=f"One of {', '.join(PID_FILES)}, qemu:DOMAIN")
-        pid = read_pid(self.path(file))
-        if pid is None or not alive(pid) or pid not in members(self._keys()):
-            raise LabFailed(f"{name} does not run on host {self.layout.name}")
-        return pid
+        inner = read_pid(self.path(file))
+        for pid in self.processes():
+            if inner is not None and innermost_pid(pid) == inner:
+                return pid
+        raise LabFailed(f"{name} does not run on host {self.layout.name}")
 
     def runs(self, name: str) -> bool:
         """Whether ``pid_of`` would find it."""
@@ -229,14 +258,19 @@ class Host:
         self.spawn("serve", ["vapor-site", "serve"], user="vapor")
 
         def ready() -> bool:
-            # Between its pid file and its entry into the namespaces it lives, but is not here yet.
-            pid = read_pid(self.path(PID_FILES["serve"]))
-            if pid is None or not alive(pid):
+            if not self.runs("serve"):
                 log = self.path("/var/log/libvirt/serve.log")
                 raise LabFailed(f"vapor-site serve ended on {self.layout.name}", why=log.read_text()[-1500:])
             return answers(self.layout.address, API_PORT, greeting=False)
 
         wait_until(ready, f"The site service's answer on {self.layout.name}", timeout_s=40, every_s=0.1)
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def answers(address: str, port: int, *, greeting: bool = True) -> bool:

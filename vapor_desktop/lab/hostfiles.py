@@ -29,6 +29,7 @@ PRIVATE = (
     "/var/lib/vapor",
     "/var/cache/libvirt",
     "/var/log/libvirt",
+    "/var/log/swtpm",
 )
 PRIVATE_FILES = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/hosts", "/etc/hostname")
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -162,12 +163,10 @@ def _libvirt(site: SiteLayout, release: Path) -> None:
     text = NETWORK_XML.format(name=site.network, site=site.name, prefix=site.network_prefix)
     (networks / f"{site.network}.xml").write_text(text)
     (networks / "autostart" / f"{site.network}.xml").symlink_to(f"/etc/libvirt/qemu/networks/{site.network}.xml")
+    _like(release / "var/lib/swtpm-localca", _inside(site, "/var/lib/swtpm-localca"))
     # Directories with the owners and modes that the release's package gave them, never their contents.
     for source, target in _directories(release / "var/lib/libvirt", _inside(site, "/var/lib/libvirt")):
-        target.mkdir(exist_ok=True)
-        status = source.stat()
-        os.chown(target, status.st_uid, status.st_gid)
-        target.chmod(status.st_mode & 0o7777)
+        _like(source, target)
     (_inside(site, "/var/log/libvirt") / "qemu").mkdir()
     gid = group_id(site, "libvirt-qemu")
     for name in ("vapor", ".vapor-scratch"):
@@ -175,6 +174,15 @@ def _libvirt(site: SiteLayout, release: Path) -> None:
         directory.mkdir()
         os.chown(directory, VAPOR_UID, gid)
         directory.chmod(0o2770)
+
+
+def _like(source: Path, target: Path) -> None:
+    """A directory with another's owner and mode, as far as that one exists."""
+    target.mkdir(exist_ok=True)
+    if source.exists():
+        status = source.stat()
+        os.chown(target, status.st_uid, status.st_gid)
+        target.chmod(status.st_mode & 0o7777)
 
 
 def _directories(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:

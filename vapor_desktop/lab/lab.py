@@ -215,6 +215,8 @@ class Lab:
 
     def add_guest(self, spec: GuestSpec, *, start: bool = True) -> None:
         """Build, define and (by default) start a guest on ``spec.site``; does not wait for its boot."""
+        if self.site(spec.site).holder is None:
+            raise LabFailed(f"Lab {self.name} is not up", fix="`vapor-lab up` first")
         guests.add(self.site(spec.site), spec, self.cache, start=start)
 
     @property

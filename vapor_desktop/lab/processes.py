@@ -117,6 +117,15 @@ def read_pid(path: Path) -> int | None:
         return None
 
 
+def innermost_pid(pid: int) -> int | None:
+    """What a process calls itself in its own PID namespace; None if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(line.split()[-1]) for line in lines if line.startswith("NSpid:")), None)
+
+
 TOOLS = {
     "ip": "iproute2",
     "tc": "iproute2",
