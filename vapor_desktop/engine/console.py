@@ -33,6 +33,7 @@ from vapor_desktop.model.view import (
     ProtectionStatus,
     ProtectRequest,
     SiteProbe,
+    SiteStatus,
     Snapshot,
     Task,
     VmStatus,
@@ -41,6 +42,8 @@ from vapor_desktop.model.wire import SeedState
 
 VERB_DEADLINE_S = 120.0
 SYNC_DEADLINE_S = 3600.0
+LOW_SPACE = 0.1
+CLOCK_TELLS_S = 60.0
 
 
 class EngineBackend:
@@ -70,15 +73,16 @@ class EngineBackend:
         alive = [e for e in others if now - e.heartbeat_at < LAPSED]
         where = "here" if self._engine.active else ("service" if alive else "none")
         alerts = self._engine.alerts()
+        site_rows = self._engine.sites.statuses(sites, peers)
         return Snapshot(
             at=now,
             engine=where,
             engine_seen_at=max((e.heartbeat_at for e in alive), default=None) if where != "here" else now,
-            sites=self._engine.sites.statuses(sites, peers),
+            sites=site_rows,
             pairs=pairs,
             protections=rows,
             unprotected=tuple(vm for vm in self._engine.sites.vms() if vm.vm_uuid not in covered),
-            banners=_banners(rows, where),
+            banners=(*_banners(rows, where), *_site_banners(site_rows)),
             alerts=alerts,
             tasks=_tasks(rows),
             demo=self._demo,
@@ -443,6 +447,22 @@ def _banners(rows: Sequence[ProtectionStatus], engine: str) -> tuple[Banner, ...
             for text in r.protection.warnings
         ]
     return tuple(found)
+
+
+def _site_banners(sites: Sequence[SiteStatus]) -> list[Banner]:
+    found = []
+    for s in sites:
+        site_id, name = s.site.site_id, s.site.name
+        if s.reachable is False:
+            text = f"{name} does not answer: {s.error}"
+            found.append(Banner(f"site:{site_id}", Severity.CRITICAL, text, "open-site", site_id))
+        if s.free_bytes is not None and s.total_bytes and s.free_bytes < LOW_SPACE * s.total_bytes:
+            text = f"{name} has {s.free_bytes / 2**30:.1f} GiB left for replicas"
+            found.append(Banner(f"space:{site_id}", Severity.WARNING, text, "open-site", site_id))
+        if s.clock_offset_s is not None and abs(s.clock_offset_s) > CLOCK_TELLS_S:
+            text = f"The clock of {name} is {s.clock_offset_s:+.0f} s off; ages are computed with that offset"
+            found.append(Banner(f"clock:{site_id}", Severity.WARNING, text, "open-site", site_id))
+    return found
 
 
 def _tasks(rows: Sequence[ProtectionStatus]) -> tuple[Task, ...]:
