@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import stat
-import struct
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from vapor_desktop.site.mover.protocol import HEADER_BYTES, Header
 from vapor_desktop.site.mover.throttle import Throttle
 
 SOCKET_BUFFER_BYTES = 1 << 20
+AHEAD_BYTES = 16 << 10
 TICK_S = 1
 _F_SETPIPE_SZ = 1031
 
@@ -72,7 +72,7 @@ class FrameWriter:
 
 
 class FrameReader:
-    """Reads frames; for one thread. A socket is read with MSG_WAITALL: one switch a frame, not thirty.
+    """Reads frames; for one thread. One system call takes what a frame still lacks and what follows it.
 
     ``idle``, if given, is called after every TICK_S without a byte, with the seconds since the last one; what
     it raises comes out of the read. A link that was cut says nothing for hours otherwise.
@@ -82,13 +82,16 @@ class FrameReader:
         self.fd = fd
         self.idle = idle
         self._head = bytearray(HEADER_BYTES)
+        self._ahead = memoryview(bytearray(AHEAD_BYTES))
+        self._at = self._end = 0  # what of ``_ahead`` has been read and not been handed out
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
         self._socket: socket.socket | None = None
-        os.set_blocking(fd, True)
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            # It is written by other threads, so it stays blocking; only our reads do not wait.
             self._socket = socket.socket(fileno=os.dup(fd))
-            self._socket.setblocking(True)
-            # The kernel's own time-out: Python's would make the socket non-blocking and undo MSG_WAITALL.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", TICK_S, 0))
+        else:
+            os.set_blocking(fd, False)
 
     def close(self) -> None:
         """Let go of our duplicate; the caller's descriptor stays his."""
@@ -96,36 +99,37 @@ class FrameReader:
             self._socket.close()
             self._socket = None
 
-    def ready(self, timeout_s: float) -> bool:
-        """Is there something to read (the end counts)?"""
-        return bool(select.select([self.fd], [], [], timeout_s)[0])
-
     def fill(self, buffer: memoryview, *, end_ok: bool = False) -> bool:
         """Fill ``buffer`` whole. False at a clean end, only where ``end_ok``; else TransferInterrupted."""
-        at, size, quiet_s = 0, len(buffer), 0.0
+        size = len(buffer)
+        at = min(size, self._end - self._at)
+        buffer[:at] = self._ahead[self._at : self._at + at]
+        self._at += at
         while at < size:
-            try:
-                n = self._some(buffer[at:])
-            except BlockingIOError:
-                quiet_s += TICK_S
-                if self.idle is not None:
-                    self.idle(quiet_s)
-                continue
-            except OSError as error:
-                raise TransferInterrupted("The channel to the other end broke", why=error.strerror or "") from error
+            n = self._some(buffer[at:])
             if not n:
                 if end_ok and not at:
                     return False
                 raise TransferInterrupted("The other end closed the channel in mid-frame")
-            at, quiet_s = at + n, 0.0
+            self._at, self._end = 0, max(0, n - (size - at))
+            at += n - self._end
         return True
 
     def _some(self, buffer: memoryview) -> int:
-        if self._socket is not None:
-            return self._socket.recv_into(buffer, len(buffer), socket.MSG_WAITALL)
-        if not select.select([self.fd], [], [], TICK_S)[0]:
-            raise BlockingIOError
-        return os.readv(self.fd, [buffer])
+        """Read into ``buffer`` and on into ``_ahead`` (which is empty); 0 at the end."""
+        quiet_s = 0
+        while True:
+            try:
+                if self._socket is not None:
+                    return self._socket.recvmsg_into([buffer, self._ahead], 0, socket.MSG_DONTWAIT)[0]
+                return os.readv(self.fd, [buffer, self._ahead])
+            except BlockingIOError:
+                if not self._poll.poll(TICK_S * 1000):
+                    quiet_s += TICK_S
+                    if self.idle is not None:
+                        self.idle(quiet_s)
+            except OSError as error:
+                raise TransferInterrupted("The channel to the other end broke", why=error.strerror or "") from error
 
     def next(self) -> Frame | None:
         """The next frame with its meta, checked; None at a clean end. A payload is then still unread.

@@ -26,7 +26,7 @@ from vapor_desktop.site.mover.protocol import CHUNK_BYTES, FLAG_ZSTD, TABLE_BYTE
 from vapor_desktop.site.mover.throttle import Throttle
 
 WORKERS = 2
-READ_DEPTH = 4  # per worker: 8 requests of 1 MiB in flight on 2 connections [facts/libvirt 1.2, 3.2]
+READ_DEPTH = 2  # chunks per worker: 4 MiB in flight on 2 connections [facts/libvirt 1.2, 3.2]
 
 
 @dataclass

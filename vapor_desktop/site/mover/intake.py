@@ -23,7 +23,7 @@ from vapor_desktop.site.mover.digests import block_digests, split_zero
 from vapor_desktop.site.mover.protocol import CHUNK_BYTES, FLAG_ZSTD, PAYLOAD_LIMIT_BYTES, Header, Kind
 
 WORKERS = 3
-BUFFERS = 16
+BUFFERS = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ in their last extent and may repeat flags; HOLE without ZERO promises nothing an
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from vapor_desktop.model.extents import BLOCK_BYTES, Extent, chunks
 from vapor_desktop.site.mover.protocol import CHUNK_BYTES, ZERO_LIMIT_BYTES
 
 STATUS_LIMIT_BYTES = (1 << 32) - BLOCK_BYTES
+REQUEST_BYTES = 256 << 10  # QEMU takes a fresh buffer per request; larger ones cost it page faults
 ASK_BYTES = 4 * BLOCK_BYTES
 POLL_MS = 200
 STATE_DIRTY = 1
@@ -32,9 +34,16 @@ def connect(socket_path: Path | str, export: str, contexts: Iterable[str] = ()) 
         handle.set_pread_initialize(False)
         for context in contexts:
             handle.add_meta_context(context)
-        handle.connect_unix(str(socket_path))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+            # Twice the default: a whole chunk fits, so a write is handed over without waiting for its reader.
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK_BYTES)
+            link.connect(str(socket_path))
+            handle.connect_socket(link.detach())
     except nbd.Error as error:
         raise translate(error, f"Cannot open the export {export!r}") from error
+    except OSError as error:
+        why = f"{socket_path}: {error.strerror or error}"
+        raise TransferInterrupted(f"Cannot open the export {export!r}", why=why) from error
     return handle
 
 
@@ -154,7 +163,7 @@ class ReadRing:
         self._handle = handle
         self._stop = stop
         self._free = [bytearray(CHUNK_BYTES) for _ in range(depth)]
-        self._flying: deque[tuple[int, bytearray, Extent, Any]] = deque()
+        self._flying: deque[tuple[list[int], bytearray, Extent, Any]] = deque()
 
     def read(
         self, next_work: Callable[[], tuple[Extent, bool, Any] | None]
@@ -176,19 +185,23 @@ class ReadRing:
                 else:
                     self._start(extent, tag)
             if self._flying:
-                cookie, buffer, extent, tag = self._flying.popleft()
-                self._finish(cookie)
+                cookies, buffer, extent, tag = self._flying.popleft()
+                for cookie in cookies:
+                    self._finish(cookie)
                 yield extent, memoryview(buffer)[: extent.length], tag
                 self._free.append(buffer)
 
     def _start(self, extent: Extent, tag: Any) -> None:
         buffer = self._free.pop()
-        target = nbd.Buffer.from_buffer(memoryview(buffer)[: extent.length])
+        view = memoryview(buffer)
+        cookies: list[int] = []
+        self._flying.append((cookies, buffer, extent, tag))
         try:
-            cookie = self._handle.aio_pread(target, extent.offset)
+            for part in chunks([Extent(0, extent.length)], REQUEST_BYTES):
+                target = nbd.Buffer.from_buffer(view[part.offset : part.end])
+                cookies.append(self._handle.aio_pread(target, extent.offset + part.offset))
         except nbd.Error as error:
             raise translate(error, "The export does not take a read") from error
-        self._flying.append((cookie, buffer, extent, tag))
 
     def _finish(self, cookie: int) -> None:
         try:
@@ -202,11 +215,13 @@ class ReadRing:
 
     def close(self) -> None:
         """Wait for what is in flight (the buffers must outlive it), then disconnect."""
-        try:
-            while self._flying and self._handle.aio_in_flight():
+        waiting = [cookie for cookies, *_ in self._flying for cookie in cookies]
+        while waiting and self._handle.aio_in_flight():
+            try:
                 self._handle.poll(POLL_MS)
-                while self._flying and self._handle.aio_command_completed(self._flying[0][0]):
-                    self._flying.popleft()
-        except nbd.Error:
-            self._flying.clear()  # the connection is dead; nothing writes to the buffers any more
+                waiting = [cookie for cookie in waiting if not self._handle.aio_command_completed(cookie)]
+            except nbd.Error:  # one read failed, which is of no interest any more; or the connection is dead
+                if self._handle.aio_is_dead() or self._handle.aio_is_closed():
+                    break
+        self._flying.clear()
         disconnect(self._handle)

@@ -1,18 +1,18 @@
 """The relay, at the source: the mover asks the console for a link, the console joins one and sends it here.
 
-The console starts ``relay-source MEETING`` over SSH. That process hands its standard streams, sshd's own
-socket, to the waiting mover and then only holds the SSH channel open: no byte is copied on this host.
+The console starts ``relay-source MEETING`` over SSH; it joins sshd's streams to the mover that waits there.
 Meetings are abstract unix sockets: nothing is left behind by a killed mover; both ends check the other's user.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
-import struct
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -32,6 +32,8 @@ class Meeting:
 
     name: str
     listener: socket.socket
+    wake: int  # an eventfd; -1 once nobody waits in ``_arrival``
+    lock: threading.Lock = field(default_factory=threading.Lock)
     said: threading.Event = field(default_factory=threading.Event)
     error: VaporError | None = None
 
@@ -39,19 +41,25 @@ class Meeting:
         """It ended, or will never begin: whoever waits in ``accept`` or for the reason goes on."""
         self.error = self.error or error
         self.said.set()
-        with suppress(OSError):  # closed after somebody came
-            self.listener.shutdown(socket.SHUT_RDWR)
+        with self.lock:
+            if self.wake >= 0:
+                os.eventfd_write(self.wake, 1)
+
+    def close_wake(self) -> None:
+        """Somebody came, or nobody will."""
+        with self.lock:
+            os.close(self.wake)
+            self.wake = -1
 
 
 class RelayLink:
     """A link through the console."""
 
-    def __init__(self, stream: socket.socket, holder: socket.socket, meeting: Meeting, forget: Callable[[], None]):
+    def __init__(self, stream: socket.socket, meeting: Meeting, forget: Callable[[], None]) -> None:
         self.socket = stream
-        self._holder = holder
         self._meeting = meeting
         self._forget = forget
-        self._pid = peer_of(holder)[0]
+        self._pid = peer_of(stream)[0]
         widen(stream.fileno())
 
     @property
@@ -73,18 +81,16 @@ class RelayLink:
     def abort(self) -> None:
         """The receiver sees the end; so does ``relay-source``, which ends the SSH channel."""
         self._meeting.said.set()
-        for end in (self.socket, self._holder):
-            with suppress(OSError):  # ENOTCONN: the other end was first
-                end.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # ENOTCONN: the other end was first
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         """Nothing of ours is left to wait for."""
 
     def close(self) -> None:
-        """Both sockets."""
+        """The socket; what the console says from now on is of no interest."""
         self._forget()
         self.socket.close()
-        self._holder.close()
 
 
 class RelayDesk:
@@ -104,10 +110,13 @@ class RelayDesk:
         """A link to the peer's receiver. Raises what the console says, SiteUnreachable when nobody comes."""
         self._known(peer_site)
         name = str(uuid4())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             listener.bind(address(name))
             listener.listen(4)
-            meeting = self._open(Meeting(name, listener))
+            wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            meeting = self._open(Meeting(name, listener, wake))
+            stack.callback(meeting.close_wake)
             try:
                 self.ask({"event": "relay", "data": {"meeting": name, "peer_site": peer_site}})
                 return self._arrival(meeting)
@@ -142,30 +151,17 @@ class RelayDesk:
             self._meetings.pop(name, None)
 
     def _arrival(self, meeting: Meeting) -> RelayLink:
-        meeting.listener.settimeout(JOIN_S)
-        while True:
-            try:
-                holder, _ = meeting.listener.accept()
-            except TimeoutError as error:
-                raise SiteUnreachable(
-                    "The console joined no relay to the peer site", why=f"nothing came within {JOIN_S:g} s"
-                ) from error
-            except OSError as error:  # EINVAL: ``over`` shut the listener down
-                raise meeting.error or TransferInterrupted("The console that relays is gone") from error
-            stream = _received(holder)
-            if stream is not None:
-                return RelayLink(stream, holder, meeting, lambda: self._forget(meeting.name))
-            holder.close()
-
-
-def _received(holder: socket.socket) -> socket.socket | None:
-    """sshd's socket; None from another user, or what is no such thing."""
-    if peer_of(holder)[1] != os.geteuid():
-        return None
-    holder.settimeout(JOIN_S)
-    try:
-        _, fds, _, _ = socket.recv_fds(holder, 1, 1)
-    except (OSError, struct.error):
-        return None
-    holder.settimeout(None)
-    return socket.socket(fileno=fds[0]) if fds else None
+        poll = select.poll()
+        for fd in (meeting.listener.fileno(), meeting.wake):
+            poll.register(fd, select.POLLIN)
+        deadline = time.monotonic() + JOIN_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            ready = {fd for fd, _ in poll.poll(left_s * 1000)}
+            if meeting.wake in ready:
+                raise meeting.error or TransferInterrupted("The console that relays is gone")
+            if ready:
+                stream, _ = meeting.listener.accept()
+                if peer_of(stream)[1] == os.geteuid():
+                    return RelayLink(stream, meeting, lambda: self._forget(meeting.name))
+                stream.close()  # another user of this host: not invited
+        raise SiteUnreachable("The console joined no relay to the peer site", why=f"nothing came within {JOIN_S:g} s")
