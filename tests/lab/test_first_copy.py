@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +22,11 @@ from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage
-from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.errors import Conflict, VaporError
 from vapor_desktop.model.wire import ReplicaView
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
-PLAIN, CRASHED, OFF = "plain", "crashed", "stopped"
+PLAIN, CRASHED, OFF, SEEDED = "plain", "crashed", "stopped", "seeded"
 JOBS_AT_LEAST = 3
 JOB_S = 10
 
@@ -205,6 +206,40 @@ def test_a_vm_that_stops_between_jobs_and_writes_before_is_copied_right(stage: S
     source, copy = str(a.path(image)), str(stage.lab.sites["b"].path(str(replica)))
     assert bitmaps(source) == {newest.checkpoint}
     assert_same(source, copy)
+    job.assert_boots()
+
+
+def test_a_seeded_first_copy_sends_only_what_differs(stage: Stage) -> None:
+    """The image at the target is an old one, taken under writes, readable by root alone."""
+    job = Job(stage, SEEDED)
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    there = "/var/lib/libvirt/images/from-a-tape.qcow2"
+    [image] = a.disks_of(SEEDED)
+    subprocess.run(["qemu-img", "convert", "-U", "-O", "qcow2", a.path(image), b.path(there)], check=True)
+    b.path(there).chmod(0o600)
+    before = b.path(there).read_bytes()
+    a.guest_shell(SEEDED, "sync")
+    said = subprocess.run(
+        [sys.executable, "-m", "vapor_desktop.cli.main", "seed", "--json", SEEDED, f"vda={there}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    view = job.view
+    assert view.seeded == ("vda",)
+    assert view.manifest.points == ()
+    assert stage.backend.failover_preview(job.pid).points == ()
+    done = job.to_the_end()
+    assert {o.mode for o in done} == {"compare"}
+    sent = sum(o.result.data_bytes for o in done if o.result)
+    assert sent < a.path(image).stat().st_blocks * 512 / 4
+    job.assert_compared({"vda"})
+    assert job.view.seeded == ()
+    assert job.run().mode == "delta"
+    assert b.path(there).read_bytes() == before
+    with pytest.raises(Conflict):
+        stage.backend.seed(job.pid, {"vda": there})
     job.assert_boots()
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import pytest
@@ -307,6 +308,35 @@ def test_views_of_a_site_without_replicas(site: SiteServer, console: httpx2.Clie
     assert not health.helper
     assert not health.guard_proven
     assert all(check.ok or check.fix for check in health.checks)
+
+
+def test_a_seed_needs_operate_a_lease_a_replica_and_the_helper(site: SiteServer, console: httpx2.Client) -> None:
+    vm, here = str(uuid4()), console.get("/identity").json()["site_id"]
+    asked = {"holder": "e1", "holder_name": "e1", "purpose": "seed", "ttl_s": 600}
+    fence = console.post(f"/leases/{vm}", json=asked).json()["fence"]
+    grant = {"fence": fence, "epoch": {"number": 1, "owner": PEER}, "source_site": PEER, "parent_seq": None}
+    body = {"grant": grant, "disks": {"vda": {"path": "/etc/passwd", "format": "raw"}}}
+    problem(console.post(f"/replicas/{vm}/seed", json=body), 404, "NOT-FOUND")
+    replica = {
+        "grant": grant, "protection_id": str(uuid4()), "vm_name": "vm", "target_site": here,
+        "policy": {}, "mappings": {},
+    }  # fmt: skip
+    assert console.put(f"/replicas/{vm}", json=replica).status_code == 200
+    viewer, _ = site.paired("view")
+    with viewer:
+        problem(viewer.post(f"/replicas/{vm}/seed", json=body), 403, "NOT-ALLOWED")
+        assert viewer.get(f"/replicas/{vm}/seed").json()["running"] is False
+    stale = {**body, "grant": {**grant, "fence": fence + 1}}
+    problem(console.post(f"/replicas/{vm}/seed", json=stale), 409, "STALE-LEASE")
+    problem(console.post(f"/replicas/{vm}/seed", json={**body, "disks": {}}), 422, "INVALID-REQUEST")
+    assert console.post(f"/replicas/{vm}/seed", json=body).status_code == 202
+    deadline = time.monotonic() + 20
+    while (state := wire.SeedState.model_validate(console.get(f"/replicas/{vm}/seed").json())).running:
+        assert time.monotonic() < deadline
+    assert state.error is not None
+    assert state.error["code"] == "NOT-ALLOWED"  # no root helper runs here
+    assert "seed" in (site.state / "audit.log").read_text()
+    assert console.request("DELETE", f"/replicas/{vm}", json=grant).status_code == 204
 
 
 def test_watches_over_the_api(site: SiteServer, console: httpx2.Client) -> None:
