@@ -164,7 +164,7 @@ def _wanted(domain: DomainView, verdicts: Sequence[DiskVerdict]) -> list[DiskVer
 
 def _fits(incoming: IncomingView, wanted: Sequence[DiskVerdict], domain: DomainView) -> bool:
     """Is the kept incoming of the same disks and sizes?"""
-    if incoming.checkpoint is None or set(incoming.disks) != {d.target for d in wanted}:
+    if set(incoming.disks) != {d.target for d in wanted}:
         return False
     return all(domain_size(domain, t) == incoming.sizes.get(t) for t in incoming.disks)
 

@@ -55,7 +55,7 @@ def open_incoming(
 
 def _resumable(layout: Layout, manifest: Manifest, record: IncomingRecord, disks: Disks) -> bool:
     newest = manifest.newest
-    if record.checkpoint is None or record.epoch != manifest.epoch or record.source_site != manifest.source_site:
+    if record.epoch != manifest.epoch or record.source_site != manifest.source_site:
         return False
     if record.parent_seq != (newest.seq if newest else None) or set(record.disks) != set(disks):
         return False

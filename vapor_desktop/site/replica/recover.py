@@ -28,7 +28,6 @@ def clear_unfinished(layout: Layout, manifest: Manifest, refs: References) -> No
             and record.parent_seq == newest
             and record.epoch == manifest.epoch
             and record.source_site == manifest.source_site
-            and record.checkpoint is not None
             and all((layout.incoming / disk.file).exists() for disk in record.disks.values())
         )
         if usable or not _free(directory / records.BUSY):
