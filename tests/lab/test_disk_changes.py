@@ -223,7 +223,7 @@ def test_a_vm_that_was_renamed_while_off_is_followed_by_its_uuid(subject: Subjec
 def test_a_removed_disk_leaves_the_points_and_a_raw_one_is_compared_each_cycle(subject: Subject) -> None:
     host = subject.host
     subject.stop()
-    raw = subject.image("shape-raw", "raw")
+    raw = subject.image("shape-raw", "raw", "48M")
     host.virsh("detach-disk", RENAMED, "vdb", "--config")
     host.virsh("attach-disk", RENAMED, raw, "vdc", "--driver", "qemu", "--subdriver", "raw", "--config")
     with_vdb = subject.newest
@@ -233,7 +233,7 @@ def test_a_removed_disk_leaves_the_points_and_a_raw_one_is_compared_each_cycle(s
         for line in host.guest_shell(
             RENAMED, "cat /proc/partitions | while read a b s n; do echo $n $s; done"
         ).splitlines()
-        if line.split()[1:] == [str(64 * 1024)]
+        if line.split()[1:] == [str(48 * 1024)]
     ]
     subject.guest_writes(f"/dev/{device}", 5)
     point = subject.point()
