@@ -47,6 +47,11 @@ def replica_files(stage: Stage, name: str, pattern: str = "*") -> list[Path]:
     return sorted(stage.lab.sites["b"].path(f"/var/lib/libvirt/images/vapor/{uuid}").glob(pattern))
 
 
+def agent_answers(stage: Stage) -> bool:
+    words = ["virsh", "-q", "-c", "qemu:///system", "qemu-agent-command", "web", '{"execute":"guest-ping"}']
+    return stage.lab.sites["a"].exec(words, check=False).returncode == 0
+
+
 def next_points(stage: Stage, count: int = 1, timeout_s: float = 120) -> None:
     """Wait for that many more points of every guest."""
     wanted = {n: (stage.row(n).last_seq or 0) + count for n in NAMES}
@@ -113,7 +118,7 @@ def test_a_killed_daemon_costs_no_point(stage: Stage, victim: str, site: str) ->
     if victim == "libvirtd":
         host.start_libvirt()
     elif victim == "sshd":
-        host.start_daemons()
+        host.exec(["/usr/sbin/sshd", "-f", "/etc/ssh/sshd_config", "-E", "/var/log/libvirt/sshd.log"])
     else:
         host.start_site_service()
     next_points(stage, timeout_s=150)
@@ -124,7 +129,9 @@ def test_a_killed_qemu_means_compare_and_sends_only_what_differs(stage: Stage) -
     a = stage.lab.sites["a"]
     os.kill(a.pid_of("qemu:web"), signal.SIGKILL)
     wait_until(lambda: a.virsh("domstate", "web") == "shut off", "the end of QEMU", timeout_s=20, every_s=0.1)
+    said = len(guests.serial(a, "web"))
     a.virsh("start", "web")
+    guests.wait_for(a, "web", "VAPOR-DIARY ", timeout_s=90, after=said)
     seq = (stage.row("web").last_seq or 0) + 1
     stage.wait_for_point("web", seq, timeout_s=180)
     cycles = [c for c in stage.backend.cycles(stage.row("web").key, 20) if c.outcome == "point"]
@@ -151,6 +158,7 @@ def test_a_grown_disk_grows_at_the_target(stage: Stage) -> None:
 
 def test_an_idle_and_a_stopped_vm_stay_current_without_new_points(stage: Stage) -> None:
     a = stage.lab.sites["a"]
+    wait_until(lambda: agent_answers(stage), "the guest agent", timeout_s=60, every_s=0.5)
     a.virsh("shutdown", "web", "--mode", "agent")
     wait_until(lambda: a.virsh("domstate", "web") == "shut off", "the guest's shutdown", timeout_s=60, every_s=0.2)
     stage.wait_for_point("web", (stage.row("web").last_seq or 0) + 1, timeout_s=120)
@@ -163,8 +171,9 @@ def test_an_idle_and_a_stopped_vm_stay_current_without_new_points(stage: Stage) 
     row = stage.row("web")
     assert row.rpo_now_s is not None
     assert row.rpo_now_s < 10
+    said = len(guests.serial(a, "web"))
     a.virsh("start", "web")
-    guests.wait_for(a, "web", r"VAPOR-DIARY ", timeout_s=90)
+    guests.wait_for(a, "web", "VAPOR-DIARY ", timeout_s=90, after=said)
     stage.wait_for_point("web", (row.last_seq or 0) + 1, timeout_s=120)
     assert_identical(stage)
 

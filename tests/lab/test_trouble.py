@@ -155,8 +155,9 @@ def assert_newest_is_the_source(stage: Stage) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         outside.unlink()
+    said = len(guests.serial(a, NAME))
     a.virsh("start", NAME)
-    guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90)
+    guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90, after=said)
 
 
 def test_a_full_target_keeps_the_last_point_and_says_so(stage: Stage) -> None:
