@@ -218,13 +218,17 @@ class Rig:
         out = run("qemu-img", "check", "--output=json", self.store.disk_path(self.vm, seq, disk))
         return json.loads(out)["check-errors"] == 0
 
+    def receiver_pids(self) -> set[int]:
+        """Of every receiver that runs for this rig."""
+        return _processes("vapor_desktop.site.dispatch", self.source_id)
+
     def receiver_pid(self) -> int:
         """Of the one receiver that runs for this rig."""
-        return _one_process("vapor_desktop.site.dispatch", self.source_id)
+        return _only(self.receiver_pids())
 
     def daemon_pid(self) -> int:
         """Of its storage daemon."""
-        return _one_process("qemu-storage-daemon", f"{self.root}/b/run/")
+        return _only(_processes("qemu-storage-daemon", f"{self.root}/b/run/"))
 
     def close(self) -> None:
         self.pool.close()
@@ -287,8 +291,13 @@ class Mover:
         return code
 
 
-def _one_process(*words: str) -> int:
-    found = []
+def _only(found: set[int]) -> int:
+    assert len(found) == 1, found
+    return next(iter(found))
+
+
+def _processes(*words: str) -> set[int]:
+    found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -296,9 +305,8 @@ def _one_process(*words: str) -> int:
             except OSError:
                 continue
             if all(word in line for word in words) and "send_main" not in line:
-                found.append(int(entry.name))
-    assert len(found) == 1, found
-    return found[0]
+                found.add(int(entry.name))
+    return found
 
 
 def disk(

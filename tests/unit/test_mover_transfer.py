@@ -20,6 +20,7 @@ from vapor_desktop.model.errors import (
     Conflict,
     FrameCorrupt,
     NotAllowed,
+    ProtocolError,
     ReplicaFull,
     StaleLease,
     TransferCancelled,
@@ -31,7 +32,7 @@ from vapor_desktop.model.wire import Progress
 from vapor_desktop.site.mover import protocol
 from vapor_desktop.site.mover.digests import block_digests
 from vapor_desktop.site.mover.link import CommandLink
-from vapor_desktop.site.mover.peer import PeerPool
+from vapor_desktop.site.mover.peer import PeerPool, PeerSession
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.sender import Outgoing
 
@@ -337,3 +338,67 @@ def test_a_damaged_block_is_never_written(rig: Rig, vda: SourceDisk) -> None:
     assert kept is not None
     assert kept.received_bytes == {"vda": 2 * BLOCK_BYTES}
     assert rig.manifest().newest is None
+
+
+def test_several_streams_carry_one_transfer(rig: Rig, vda: SourceDisk) -> None:
+    vda.write((34 * MIB, 24 * MIB, 50))
+    vda.bitmap("cp1")
+    processes: set[int] = set()
+    with export(vda.path) as socket:
+        full = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", streams=3, bandwidth_bytes_s=16 * MIB)
+        done = rig.send(full, lambda _p: processes.update(rig.receiver_pids()))
+        assert rig.identical(done.seq, "vda", socket)
+    assert len(processes) == 3
+    assert rig.store.point(rig.vm, 1).disks[0].digest != ""
+    assert len(rig.receiver_pids()) == 1  # the extra ones end with the transfer
+    vda.write((MIB, 64 * 1024, 51))
+    with export(vda.path, bitmap="cp1") as socket:
+        delta = disk("vda", SIZE, socket, DiskMode.DELTA, "cp1")
+        assert rig.send(rig.transfer([delta], checkpoint="cp2", streams=3)).published
+        assert len(rig.receiver_pids()) == 1  # not worth another ssh
+
+
+def test_a_stream_that_dies_costs_only_a_resume(rig: Rig, vda: SourceDisk) -> None:
+    vda.write((34 * MIB, 24 * MIB, 50))
+    first_copy(rig, vda)
+    vda.write((0, 48 * MIB, 52))
+    with export(vda.path, bitmap="cp1") as socket:
+        delta = disk("vda", SIZE, socket, DiskMode.DELTA, "cp1")
+        taken: list[PeerSession] = []
+
+        class Watched(PeerPool):
+            def take(self, peer_site: str, *, fresh: bool = False) -> PeerSession:
+                taken.append(super().take(peer_site, fresh=fresh))
+                return taken[-1]
+
+        pool = Watched(lambda _peer: CommandLink(rig.receive_argv()))
+        cut = rig.transfer([delta], checkpoint="cp2", streams=3, bandwidth_bytes_s=12 * MIB)
+        with pytest.raises(TransferInterrupted):
+            Outgoing(cut, pool, rig.helper, lambda _p: taken[-1].kill()).run()
+        assert len(taken) == 3
+        pool.close()
+        done = rig.send(rig.transfer([delta], checkpoint="cp2", resume_incoming=True, streams=2))
+        assert done.published
+        assert done.data_bytes < 48 * MIB
+        assert rig.identical(done.seq, "vda", socket)
+
+
+def test_a_token_from_nowhere_opens_nothing(rig: Rig) -> None:
+    for token in ("1-" + "0" * 32, "../../x", "None"):
+        session = rig.pool.take(rig.target_id, fresh=True)
+        with pytest.raises((NotAllowed, ProtocolError)):
+            session.ask(protocol.encode_json(Kind.JOIN, {"token": token}), Kind.JOINED)
+        session.close()
+
+
+def test_a_compared_tail_of_zeroes_keeps_a_true_digest(rig: Rig) -> None:
+    source = SourceDisk(rig.root / "vda.qcow2", SIZE)
+    source.write((0, MIB, 1))
+    first_copy(rig, source)
+    with export(source.path) as socket:
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket, DiskMode.COMPARE)], checkpoint="cp2"))
+        assert (done.data_bytes, done.zero_bytes) == (0, 0)
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket, DiskMode.COMPARE)], checkpoint="cp3"))
+        assert (done.data_bytes, done.zero_bytes) == (0, 0)
+    digests = {rig.store.point(rig.vm, seq).disks[0].digest for seq in (1, 2, 3)}
+    assert len(digests) == 1

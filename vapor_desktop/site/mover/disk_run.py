@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from vapor_desktop.model.errors import TransferCancelled
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent, chunks
-from vapor_desktop.site.mover import protocol
 from vapor_desktop.site.mover.blockmap import BlockMap
 from vapor_desktop.site.mover.compressor import Compressor, Judge
-from vapor_desktop.site.mover.digests import (
-    DIGEST_BYTES,
-    block_digests,
-    differing,
-    split_zero,
-    zero_digest,
-    zero_digests,
-)
+from vapor_desktop.site.mover.digests import DIGEST_BYTES, block_digests, differing, zero_digests
 from vapor_desktop.site.mover.nbd_source import Export
+from vapor_desktop.site.mover.outlet import Outlet
 from vapor_desktop.site.mover.peer import PeerSession
-from vapor_desktop.site.mover.protocol import CHUNK_BYTES, FLAG_ZSTD, TABLE_BYTES, Kind
+from vapor_desktop.site.mover.protocol import CHUNK_BYTES, TABLE_BYTES
 from vapor_desktop.site.mover.throttle import Throttle
 
 WORKERS = 2
@@ -40,7 +33,10 @@ class Counts:
 
 
 class DiskRun:
-    """One disk of one transfer. ``compare``: send only what differs from the receiver's digests."""
+    """One disk of one transfer. ``compare``: send only what differs from the receiver's digests.
+
+    ``channels``: the session with the transfer first, then those that joined it.
+    """
 
     def __init__(
         self,
@@ -50,7 +46,7 @@ class DiskRun:
         todo: BlockMap,
         *,
         compare: bool,
-        session: PeerSession,
+        channels: Sequence[PeerSession],
         stop: threading.Event,
         throttle: Throttle | None,
     ) -> None:
@@ -61,7 +57,7 @@ class DiskRun:
         self._export = export
         self._todo = todo
         self._compare = compare
-        self._session = session
+        self._channels = channels
         self._stop = stop
         self._throttle = throttle
         self._judge = Judge()
@@ -71,8 +67,9 @@ class DiskRun:
     def run(self) -> None:
         """Send everything, or until ``stop``. Raises the first failure of a worker."""
         try:
-            with ThreadPoolExecutor(WORKERS, thread_name_prefix=f"send-{self.target}") as crew:
-                done = [crew.submit(self._worker) for _ in range(WORKERS)]
+            workers = max(WORKERS, len(self._channels))
+            with ThreadPoolExecutor(workers, thread_name_prefix=f"send-{self.target}") as crew:
+                done = [crew.submit(self._worker, self._channels[i % len(self._channels)]) for i in range(workers)]
             raise_cause(done)
         finally:
             self._work.close()
@@ -86,83 +83,56 @@ class DiskRun:
                 if self._compare and part.offset >= window.end:
                     begin = part.offset // TABLE_BYTES * TABLE_BYTES
                     window = Extent(begin, min(TABLE_BYTES, self._export.size_bytes - begin))
-                    table = self._session.table(self.index, window)
+                    table = self._channels[0].table(self.index, window)
                 for piece, zero in self._export.pieces(part, CHUNK_BYTES):
-                    yield piece, zero, _slots(table, window, piece) if self._compare else None
+                    there = Extent(piece.offset - window.offset, piece.length)
+                    yield piece, zero, _cut(table, there) if self._compare else None
 
     def _next(self) -> tuple[Extent, bool, bytes | None] | None:
         with self._lock:
             return None if self._stop.is_set() else next(self._work, None)
 
-    def _worker(self) -> None:
-        compressor = Compressor(self._judge)
+    def _worker(self, channel: PeerSession) -> None:
+        out = Outlet(self.index, channel, Compressor(self._judge), self._throttle)
         try:
             ring = self._export.ring(READ_DEPTH, self._stop)
             try:
                 for piece, data, theirs in ring.read(self._next):
                     if data is None:
-                        self._zeroes(piece, theirs)
+                        self._zeroes(out, piece, theirs)
                     else:
-                        self._data(piece, data, theirs, compressor)
+                        self._data(out, piece, data, theirs)
             finally:
                 ring.close()
         except BaseException:
             self._stop.set()  # the other workers need not go on
             raise
 
-    def _zeroes(self, piece: Extent, theirs: bytes | None) -> None:
-        if theirs is None:
-            self._send_zero(piece)
-        else:
-            ours = zero_digests(piece.length)
-            for part, differs in differing(ours, theirs, piece.length):
-                there = Extent(piece.offset + part.offset, part.length)
-                if differs:
-                    self._send_zero(there)
-                else:
-                    self._send_same(there, ours[: _digest_bytes(part.length)])
+    def _zeroes(self, out: Outlet, piece: Extent, theirs: bytes | None) -> None:
+        ours = b"" if theirs is None else zero_digests(piece.length)
+        for part, differs in _parts(ours, theirs, piece):
+            there = Extent(piece.offset + part.offset, part.length)
+            if differs:
+                out.zero(there)
+                self._count(zero=part.length)
+            else:
+                out.same(there, _cut(ours, part))
         self._count(done=piece.length)
 
-    def _data(self, piece: Extent, data: memoryview, theirs: bytes | None, compressor: Compressor) -> None:
-        digests = block_digests(data)
-        parts = [(Extent(0, piece.length), True)] if theirs is None else differing(digests, theirs, piece.length)
-        for part, differs in parts:
+    def _data(self, out: Outlet, piece: Extent, data: memoryview, theirs: bytes | None) -> None:
+        ours = block_digests(data)
+        for part, differs in _parts(ours, theirs, piece):
             there = Extent(piece.offset + part.offset, part.length)
-            first = _digest_bytes(part.offset)
-            own = digests[first : first + _digest_bytes(part.length)]
+            own = _cut(ours, part)
             if not differs:
-                self._send_same(there, own)
-            elif split_zero(own, part.length) == [(Extent(0, part.length), True)]:
-                self._send_zero(there)
+                out.same(there, own)
+            elif own == zero_digests(part.length):
+                out.zero(there)
+                self._count(zero=part.length)
             else:
-                self._send_data(there, data[part.offset : part.end], own, compressor)
+                out.data(there, data[part.offset : part.end], own)
+                self._count(data=part.length)
         self._count(done=piece.length, read=piece.length)
-
-    def _send_data(self, there: Extent, data: memoryview, digests: bytes, compressor: Compressor) -> None:
-        packed = compressor.squeeze(data, insist=zero_digest() in digests)
-        payload: bytes | memoryview = data if packed is None else packed
-        head = protocol.encode(
-            Kind.DATA,
-            digests,
-            flags=0 if packed is None else FLAG_ZSTD,
-            disk=self.index,
-            offset=there.offset,
-            length=there.length,
-            payload_bytes=len(payload),
-        )
-        self._session.send(head, payload, self._throttle)
-        self._count(data=there.length)
-
-    def _send_zero(self, there: Extent) -> None:
-        self._session.send(protocol.encode(Kind.ZERO, disk=self.index, offset=there.offset, length=there.length))
-        self._count(zero=there.length)
-
-    def _send_same(self, there: Extent, digests: bytes) -> None:
-        self._session.send(
-            protocol.encode(Kind.SAME, digests, disk=self.index, offset=there.offset, length=there.length),
-            None,
-            self._throttle,
-        )
 
     def _count(self, *, data: int = 0, zero: int = 0, read: int = 0, done: int = 0) -> None:
         with self._lock:
@@ -202,6 +172,14 @@ def _digest_bytes(length: int) -> int:
     return -(-length // BLOCK_BYTES) * DIGEST_BYTES
 
 
-def _slots(table: bytes, window: Extent, piece: Extent) -> bytes:
-    first = _digest_bytes(piece.offset - window.offset)
-    return table[first : first + _digest_bytes(piece.length)]
+def _cut(digests: bytes, part: Extent) -> bytes:
+    """The digests of a part, which begins at a block's border."""
+    first = _digest_bytes(part.offset)
+    return digests[first : first + _digest_bytes(part.length)]
+
+
+def _parts(ours: bytes, theirs: bytes | None, piece: Extent) -> list[tuple[Extent, bool]]:
+    """A piece cut into (range within it, must it be sent)."""
+    if theirs is None:
+        return [(Extent(0, piece.length), True)]
+    return differing(ours, theirs, piece.length)

@@ -61,22 +61,23 @@ class Intake:
         self.done_bytes = 0
 
     def buffer(self) -> bytearray:
-        """A free payload buffer; waits for one."""
-        if self._made < BUFFERS and self._buffers.empty():
-            self._made += 1
-            return bytearray(PAYLOAD_LIMIT_BYTES)
+        """A free payload buffer; waits for one. Safe from several threads, as ``submit`` is."""
+        with self._state:
+            if self._made < BUFFERS and self._buffers.empty():
+                self._made += 1
+                return bytearray(PAYLOAD_LIMIT_BYTES)
         return self._buffers.get()
 
     def submit(self, header: Header, meta: bytes, payload: bytearray | None) -> None:
         """Hand a DATA, ZERO or SAME frame over. Raises the workers' first failure."""
         if self.failure is not None:
             raise self.failure
-        if not self._threads:
-            self._threads = [threading.Thread(target=self._run, name=f"intake-{i}") for i in range(WORKERS)]
-            for thread in self._threads:
-                thread.start()
         with self._state:
             self._pending += 1
+            if not self._threads:
+                self._threads = [threading.Thread(target=self._run, name=f"intake-{i}") for i in range(WORKERS)]
+                for thread in self._threads:
+                    thread.start()
         self._work.put((header, meta, payload))
 
     def drain(self) -> None:

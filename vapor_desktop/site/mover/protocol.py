@@ -57,8 +57,9 @@ class Kind(IntEnum):
     ENDED = 23  # R: JSON
     SCRUB = 24  # S: JSON
     SCRUBBED = 25  # R: JSON
-    JOIN = 26  # S: JSON {token}: this channel carries frames of a transfer opened on another
-    DONE = 27  # S: last frame on a joined channel
+    JOIN = 26  # S: JSON {token}: this channel will carry data frames of a transfer opened on another
+    JOINED = 27  # R: JSON, by the process that has the transfer
+    DONE = 28  # S: JSON; the last frame on a joined channel
     ERROR = 30  # R: JSON, VaporError.to_wire()
 
 

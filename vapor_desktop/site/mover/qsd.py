@@ -45,11 +45,16 @@ class StorageDaemon:
         self._gone: set[str] = set()  # exports whose BLOCK_EXPORT_DELETED has come
 
     @property
-    def socket_path(self) -> Path:
-        """The NBD server's socket."""
+    def directory(self) -> Path:
+        """Ours alone (0700), swept when we are gone."""
         if self._dir is None:
             raise InvalidRequest("The storage daemon has not been started")
-        return self._dir / "nbd"
+        return self._dir
+
+    @property
+    def socket_path(self) -> Path:
+        """The NBD server's socket."""
+        return self.directory / "nbd"
 
     def start(self) -> None:
         """Start it if it is not running. Raises ImageToolFailed."""

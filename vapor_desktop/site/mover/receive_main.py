@@ -17,9 +17,11 @@ from vapor_desktop.model.policy import Value
 from vapor_desktop.model.wire import MOVER_PROTOCOL
 from vapor_desktop.site.mover import protocol
 from vapor_desktop.site.mover.channel import Frame, FrameReader, FrameWriter, widen
+from vapor_desktop.site.mover.joins import hand_over
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.qsd import StorageDaemon
-from vapor_desktop.site.mover.receiver import Commit, Open, Reception
+from vapor_desktop.site.mover.receiver import Reception
+from vapor_desktop.site.mover.requests import Commit, Open
 from vapor_desktop.site.mover.scrub_target import Examination, ScrubOpen, ScrubVerdict
 from vapor_desktop.site.replica import ReplicaStore
 
@@ -31,17 +33,32 @@ _Request = TypeVar("_Request", bound=Value)
 USABLE_AFTER = frozenset({Kind.OPEN, Kind.NEEDED, Kind.COMMIT, Kind.END, Kind.SCRUB})
 
 
+class _HandOver(Exception):
+    """A JOIN frame: nothing of this channel is for us any more."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__(token)
+        self.token = token
+
+
 class Session:
     """One channel from a sender, and the transfer that runs on it."""
 
     def __init__(
-        self, reader: FrameReader, writer: FrameWriter, store: ReplicaStore, daemon: StorageDaemon, peer_site: str
+        self,
+        reader: FrameReader,
+        writer: FrameWriter,
+        store: ReplicaStore,
+        daemon: StorageDaemon,
+        run_dir: Path,
+        peer_site: str,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._store = store
         self._daemon = daemon
         self._peer_site = peer_site
+        self._run_dir = run_dir
         self._reception: Reception | None = None
         self._examination: tuple[Examination, dict[str, list[int]]] | None = None
         reader.idle = self._quiet
@@ -58,12 +75,23 @@ class Session:
                         return 1
         except TransferInterrupted:
             return 0
+        except _HandOver as join:
+            return self._join(join.token)
         except VaporError as error:  # the framing itself is broken
             self._tell(error)
             return 1
         finally:
             if self._reception is not None:
                 self._reception.abandon()
+        return 0
+
+    def _join(self, token: str) -> int:
+        """The channel goes to the process that has the transfer; we stay only because sshd waits for us."""
+        try:
+            hand_over(self._run_dir, token, self._peer_site, self._reader.fd, self._writer.fd)
+        except VaporError as error:
+            self._tell(error)
+            return 1
         return 0
 
     def _refuse(self, frame: Frame, error: VaporError) -> bool:
@@ -98,6 +126,8 @@ class Session:
             self._open(frame)
         elif kind is Kind.SCRUB:
             self._scrub(frame)
+        elif kind is Kind.JOIN:
+            raise _HandOver(str(protocol.decode_json(frame.meta).get("token")))
         else:
             handler = _HANDLERS.get(kind)
             if handler is None:
@@ -215,7 +245,7 @@ def serve(store: ReplicaStore, run_dir: Path, peer_site: str, fd_in: int, fd_out
     reader = FrameReader(fd_in)
     try:
         daemon.start()
-        return Session(reader, FrameWriter(fd_out), store, daemon, peer_site).run()
+        return Session(reader, FrameWriter(fd_out), store, daemon, run_dir, peer_site).run()
     finally:
         daemon.stop()
         reader.close()

@@ -19,46 +19,18 @@ from vapor_desktop.model.errors import (
     VaporError,
 )
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent, normalise
-from vapor_desktop.model.manifest import DiskMode, Manifest, PointDisk
-from vapor_desktop.model.policy import Value
-from vapor_desktop.model.wire import PointDraft, WriteGrant
+from vapor_desktop.model.manifest import Manifest, PointDisk
 from vapor_desktop.site.mover import nbd_source, tables
 from vapor_desktop.site.mover.intake import Done, Intake, Target
+from vapor_desktop.site.mover.joins import Door, serve_joined
 from vapor_desktop.site.mover.protocol import Header, Kind
 from vapor_desktop.site.mover.qsd import StorageDaemon
+from vapor_desktop.site.mover.requests import Commit, Open, OpenDisk
 from vapor_desktop.site.replica import DigestTable, Incoming, ReplicaStore
 
 SETTLE_S = 2.0
 SETTLE_BYTES = 128 << 20
 SPACE_EVERY_BYTES = 64 << 20
-
-
-class OpenDisk(Value):
-    """A disk in OPEN."""
-
-    target: str
-    size_bytes: int
-    mode: DiskMode
-
-
-class Open(Value):
-    """OPEN's JSON."""
-
-    vm_uuid: str
-    grant: WriteGrant
-    seq: int
-    disks: tuple[OpenDisk, ...]
-    checkpoint: str | None
-    resume: bool
-    moved: bool = False  # the source may have been written since, though the checkpoint is the same
-
-
-class Commit(Value):
-    """COMMIT's JSON."""
-
-    draft: PointDraft
-    duration_s: float
-    wire_bytes: int
 
 
 class Reception:
@@ -88,11 +60,16 @@ class Reception:
         self._intake = Intake(self._target)
         self._sent: dict[int, list[int]] = {i: [0, 0] for i in range(len(request.disks))}
         self._unchecked_bytes = 0
+        self._take_lock = threading.Lock()
+        self._joined: list[threading.Thread] = []
+        self._door: Door | None = None
         self._durable_bytes = 0
         self._stop = threading.Event()
         self.failure: VaporError | None = None
         self._ticker = threading.Thread(target=self._tick, name="settle", daemon=True)
         self._ticker.start()
+        if request.streams > 1:
+            self._door = Door(daemon.directory, peer_site, self._join)
 
     def _check_peer(self, peer_site: str) -> None:
         manifest = self._store.manifest(self.request.vm_uuid)
@@ -111,6 +88,7 @@ class Reception:
             "seq": self._incoming.seq,
             "checkpoint": self._incoming.checkpoint,
             "rebase": self.rebase,
+            "token": None if self._door is None else self._door.token,
         }
 
     @property
@@ -169,17 +147,34 @@ class Reception:
         end = header.offset + header.length
         if end > size_bytes or (end % BLOCK_BYTES and end != size_bytes) or header.offset % BLOCK_BYTES:
             raise ProtocolError("A frame lies outside of its disk", offset=header.offset, length=header.length)
-        self._unchecked_bytes += header.payload_bytes
-        if self._unchecked_bytes >= SPACE_EVERY_BYTES:
-            self._unchecked_bytes = 0
-            self._incoming.check_space(0)
         self.check()
-        sent = self._sent[header.disk]
-        if header.kind is Kind.DATA:
-            sent[0] += header.length
-        elif header.kind is Kind.ZERO:
-            sent[1] += header.length
+        with self._take_lock:
+            self._unchecked_bytes += header.payload_bytes
+            look = self._unchecked_bytes >= SPACE_EVERY_BYTES
+            if look:
+                self._unchecked_bytes -= SPACE_EVERY_BYTES
+            sent = self._sent[header.disk]
+            if header.kind is Kind.DATA:
+                sent[0] += header.length
+            elif header.kind is Kind.ZERO:
+                sent[1] += header.length
+        if look:
+            self._incoming.check_space(0)
         self._intake.submit(header, meta, payload)
+
+    def _join(self, fd_in: int, fd_out: int) -> None:
+        """Another channel of the same sender: its data frames count like those of the first."""
+        thread = threading.Thread(target=self._serve_joined, args=(fd_in, fd_out), name="joined")
+        self._joined.append(thread)
+        thread.start()
+
+    def _serve_joined(self, fd_in: int, fd_out: int) -> None:
+        try:
+            serve_joined(fd_in, fd_out, self)
+        except VaporError as error:
+            self.failure = self.failure or error
+        except Exception as error:  # noqa: BLE001 - the edge of a thread: kept, and raised by check
+            self.failure = self.failure or Unexpected("A joined channel failed", why=repr(error))
 
     def check(self) -> None:
         """Raises what the settling thread found: lease gone, space gone."""
@@ -249,6 +244,7 @@ class Reception:
         """After an error or a vanished sender: keep what can be made durable. Raises nothing of our own tree."""
         self._stop.set()
         self._ticker.join()
+        self._close_door(stop=True)
         self._intake.close()
         try:
             self.settle()
@@ -260,12 +256,25 @@ class Reception:
             self._incoming.close()
 
     def _finish(self) -> None:
+        self._close_door(stop=False)
         self._stop.set()
         self._ticker.join()
         self._intake.drain()
         self._intake.close()
         self.check()
         self.settle()
+
+    def _close_door(self, *, stop: bool) -> None:
+        """Wait for the joined channels' DONE; with ``stop`` they end at their next look."""
+        if self._door is None:
+            return
+        if stop:
+            self.failure = self.failure or TransferInterrupted("The transfer has ended")
+        self._door.shut()
+        for thread in self._joined:
+            thread.join()
+        self._door.release()
+        self._door = None
 
     def _let_go_of_files(self) -> None:
         for handle in self._flush.values():

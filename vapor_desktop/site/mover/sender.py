@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 from vapor_desktop.model.errors import InvalidRequest, TransferCancelled, TransferInterrupted, VaporError
 from vapor_desktop.model.extents import Extent
@@ -15,13 +17,14 @@ from vapor_desktop.model.wire import DiskTransfer, Progress, Transfer, Transferr
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.mover import protocol
 from vapor_desktop.site.mover.blockmap import BlockMap
-from vapor_desktop.site.mover.disk_run import DiskRun, run_all
+from vapor_desktop.site.mover.disk_run import DiskRun, raise_cause, run_all
 from vapor_desktop.site.mover.nbd_source import Export
 from vapor_desktop.site.mover.peer import PeerPool, PeerSession
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.source import open_export
 from vapor_desktop.site.mover.throttle import Throttle
 
+JOIN_FROM_BYTES = 32 << 20  # less is through before another ssh has said hello
 LANES = 2  # disks of a VM at a time
 PROGRESS_S = 1.0
 SYNC_EVERY = 5  # progress ticks; tells the receiver that we live
@@ -48,15 +51,15 @@ class Outgoing:
     _stop: threading.Event = field(default_factory=threading.Event)
     _cancelled: bool = False
     _deadline: bool = False
-    _session: PeerSession | None = None
+    _sessions: list[PeerSession] = field(default_factory=list)
     _current: str = ""
 
     def cancel(self) -> None:
         """Stop within a chunk; the session is ended, the receiver keeps what is durable."""
         self._cancelled = True
         self._stop.set()
-        if self._session is not None:
-            self._session.kill()
+        for session in list(self._sessions):
+            session.kill()
 
     def run(self) -> Transferred:
         """Send. Raises TransferCancelled, TransferInterrupted, and whatever the receiver says."""
@@ -75,14 +78,14 @@ class Outgoing:
         if request.skip_if_empty and not request.resume_incoming and not any(s.changed for s in sources):
             return self._answer([], started, 0, published=False, manifest=None, empty=True)
         blobs = self._blobs()
-        session, rebase = self._open()
-        self._session = session
+        session, opened = self._open()
+        self._sessions = [session]
         session.on_error = self._stop.set
         wire_before = session.wire_bytes
         try:
             if self._cancelled:
                 raise TransferCancelled("The transfer was cancelled")
-            runs = self._agree(session, sources, rebase=rebase)
+            runs = self._agree(session, sources, rebase=bool(opened["rebase"]), token=opened["token"])
             self._send(session, runs, wire_before)
             if self._deadline or not request.complete:
                 session.ask(protocol.encode_json(Kind.END, {}), Kind.ENDED)
@@ -90,15 +93,16 @@ class Outgoing:
             else:
                 for name, content in blobs.items():
                     session.send(protocol.encode(Kind.BLOB, protocol.pack_blob(name, content)))
-                manifest = self._commit(session, time.monotonic() - started, session.wire_bytes - wire_before)
-            return self._answer(
-                runs, started, session.wire_bytes - wire_before, published=manifest is not None, manifest=manifest
-            )
+                manifest = self._commit(session, time.monotonic() - started, self._wire_bytes() - wire_before)
+            wire = self._wire_bytes() - wire_before
+            return self._answer(runs, started, wire, published=manifest is not None, manifest=manifest)
         except VaporError:
             session.kill()
             raise
         finally:
-            self._session = None
+            joined, self._sessions = self._sessions[1:], []
+            for one in joined:
+                one.close()
             self.pool.give_back(request.peer_site, session)
 
     # --- what is to be sent --------------------------------------------------------------------------
@@ -111,7 +115,7 @@ class Outgoing:
             changed.add(export.dirty(disk.source.bitmap))
         return Source(disk, export, changed)
 
-    def _open(self) -> tuple[PeerSession, bool]:
+    def _open(self) -> tuple[PeerSession, dict[str, Any]]:
         """A session with the incoming open. An idle session whose link died meanwhile is replaced, once."""
         request = self.request
         frame = protocol.encode_json(
@@ -123,13 +127,14 @@ class Outgoing:
                 "disks": [{"target": d.target, "size_bytes": d.size_bytes, "mode": d.mode} for d in request.disks],
                 "checkpoint": request.draft.checkpoint,
                 "resume": request.resume_incoming,
+                "streams": request.streams,
                 # A stopped VM's bitmap goes on from job to job: its name does not tell that the VM ran meanwhile.
                 "moved": any(d.source.kind == "offline" for d in request.disks),
             },
         )
         session = self.pool.take(request.peer_site)
         try:
-            return session, bool(session.ask(frame, Kind.OPENED)["rebase"])
+            return session, session.ask(frame, Kind.OPENED)
         except TransferInterrupted:
             retry = session.used
             session.close()
@@ -141,12 +146,14 @@ class Outgoing:
             raise
         session = self.pool.take(request.peer_site, fresh=True)
         try:
-            return session, bool(session.ask(frame, Kind.OPENED)["rebase"])
+            return session, session.ask(frame, Kind.OPENED)
         except VaporError:
             session.close()
             raise
 
-    def _agree(self, session: PeerSession, sources: list[Source], *, rebase: bool) -> list[DiskRun]:
+    def _agree(
+        self, session: PeerSession, sources: list[Source], *, rebase: bool, token: str | None
+    ) -> list[DiskRun]:
         """Tell what changed, learn what is needed."""
         for i, source in enumerate(sources):
             for part in _batches(source.changed.runs()):
@@ -156,6 +163,8 @@ class Outgoing:
             todo[i].add(extents)
         limit = self.request.bandwidth_bytes_s
         throttle = Throttle(limit, self._stop) if limit else None
+        if token is not None and sum(t.total_bytes() for t in todo) >= JOIN_FROM_BYTES:
+            self._join(token)
         return [
             DiskRun(
                 i,
@@ -165,12 +174,29 @@ class Outgoing:
                 # A whole pass over an incoming that holds something already sends only what differs.
                 compare=s.disk.mode is DiskMode.COMPARE
                 or (rebase and (s.disk.source.bitmap is None or s.disk.source.kind == "offline")),
-                session=session,
+                channels=tuple(self._sessions),
                 stop=self._stop,
                 throttle=throttle,
             )
             for i, s in enumerate(sources)
         ]
+
+    def _join(self, token: str) -> None:
+        """More channels for the same transfer, opened at the same time."""
+
+        def one(_number: int) -> None:
+            session = self.pool.take(self.request.peer_site, fresh=True)
+            self._sessions.append(session)  # from here on it is closed with the transfer
+            session.on_error = self._stop.set
+            session.ask(protocol.encode_json(Kind.JOIN, {"token": token}), Kind.JOINED)
+
+        count = self.request.streams - 1
+        with ThreadPoolExecutor(count, thread_name_prefix="join") as crew:
+            joining = [crew.submit(one, i) for i in range(count)]
+        raise_cause(joining)
+
+    def _wire_bytes(self) -> int:
+        return sum(session.wire_bytes for session in self._sessions)
 
     def _blobs(self) -> dict[str, bytes]:
         draft, vm = self.request.draft, self.request.vm_uuid
@@ -190,17 +216,21 @@ class Outgoing:
         try:
             run_all(runs, LANES, self._at_disk)
         except TransferCancelled:
-            if session.error is not None:
-                raise session.error from None
+            for one in self._sessions:
+                if one.error is not None:
+                    raise one.error from None
             if not self._deadline or self._cancelled:
                 raise
         finally:
             finished.set()
             watcher.join()
-        if session.error is not None:
-            raise session.error
+        for one in self._sessions:
+            if one.error is not None:
+                raise one.error
         if self._cancelled:
             raise TransferCancelled("The transfer was cancelled")
+        for one in self._sessions[1:]:
+            one.send(protocol.encode_json(Kind.DONE, {}))
 
     def _at_disk(self, target: str) -> None:
         self._current = target
@@ -215,7 +245,7 @@ class Outgoing:
                 self._deadline = True
                 self._stop.set()
             done = sum(r.counts.done_bytes for r in runs)
-            wire = session.wire_bytes - wire_before
+            wire = self._wire_bytes() - wire_before
             self.on_progress(
                 Progress(
                     done_bytes=done,
@@ -233,7 +263,8 @@ class Outgoing:
                 return
             if ticks % SYNC_EVERY == 0:
                 try:
-                    session.send(protocol.encode_json(Kind.SYNC, {}))
+                    for one in self._sessions:
+                        one.send(protocol.encode_json(Kind.SYNC, {}))
                 except VaporError:
                     return  # the workers meet the same end and tell it
 
