@@ -16,7 +16,7 @@ from vapor_desktop.lab import guests
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
-from vapor_desktop.lab.stage import Stage
+from vapor_desktop.lab.stage import Stage, remove_guests
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 NAMES = ["web", "db"]
@@ -40,6 +40,7 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
             yield made
         finally:
             made.close()
+            remove_guests(lab)
 
 
 def replica_files(stage: Stage, name: str, pattern: str = "*") -> list[Path]:

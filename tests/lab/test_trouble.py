@@ -12,7 +12,7 @@ from vapor_desktop.lab import guests
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
-from vapor_desktop.lab.stage import Stage
+from vapor_desktop.lab.stage import Stage, remove_guests
 from vapor_desktop.model.errors import StaleLease
 from vapor_desktop.model.wire import CurrentAsOf, LeaseRequest, WriteGrant
 
@@ -30,7 +30,8 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
     guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90)
     b.exec(["mount", "-t", "tmpfs", "-o", "size=900m,mode=2770,uid=vapor,gid=libvirt-qemu", "tmpfs", ROOT])
     settings = b.path("/etc/vapor/site.toml")
-    settings.write_text(settings.read_text() + "replica_reserve_bytes = 67108864\n")
+    before = settings.read_text()
+    settings.write_text(before + "replica_reserve_bytes = 67108864\n")
     restart_service(lab)
     with KeyringSession(home):
         made = Stage(lab, home)
@@ -42,7 +43,10 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
             yield made
         finally:
             made.close()
-            a.virsh("destroy", NAME, check=False)
+            remove_guests(lab)
+            settings.write_text(before)
+            restart_service(lab)
+            b.exec(["umount", "-l", ROOT])
 
 
 def restart_service(lab: Lab) -> None:

@@ -14,6 +14,7 @@ import pytest
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.stage import remove_guests
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(420)]
 NAME = "ctl"
@@ -29,6 +30,7 @@ def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["VAPOR_DATABASE_URL"] = f"sqlite:///{path / 'vapor.db'}"
         yield path
         del os.environ["VAPOR_DATABASE_URL"]
+    remove_guests(lab)
 
 
 def ctl(*words: str, given: str = "", code: int = 0) -> object:
@@ -95,7 +97,6 @@ def test_the_whole_job_from_the_shell(lab: Lab, home: Path) -> None:
     assert done["state"] == "failed over"
     assert done["rpo_now_s"] is None
     assert b.virsh("domstate", NAME) == "running"
-    a.virsh("destroy", NAME)
 
 
 def test_no_token_is_written_in_clear(home: Path, lab: Lab) -> None:

@@ -168,6 +168,16 @@ class Stage:
         return guests.wait_for(self.lab.sites[site], name, r"VAPOR-DIARY [^\n]*", timeout_s=timeout_s)
 
 
+def remove_guests(lab: Lab) -> None:
+    """Leave both hosts up, without any guest: for the next user of the same lab."""
+    for name, site in lab.sites.items():
+        if not site.runs("libvirtd"):
+            lab.revive_site(name)
+        for vm in site.virsh("list", "--all", "--name").split():
+            site.virsh("destroy", vm, check=False)
+            site.virsh("undefine", vm, "--nvram", "--checkpoints-metadata", "--managed-save")
+
+
 def _raise_on_failure(check: Check) -> None:
     if check.state == "failed":
         raise LabFailed(f"{check.title} failed", why=check.text, fix=check.fix)
