@@ -169,13 +169,14 @@ class Stage:
 
 
 def remove_guests(lab: Lab) -> None:
-    """Leave both hosts up, without any guest: for the next user of the same lab."""
+    """Leave both hosts up, without any guest or replica: for the next user of the same lab."""
     for name, site in lab.sites.items():
         if not site.runs("libvirtd"):
             lab.revive_site(name)
         for vm in site.virsh("list", "--all", "--name").split():
             site.virsh("destroy", vm, check=False)
             site.virsh("undefine", vm, "--nvram", "--checkpoints-metadata", "--managed-save")
+        site.exec(["sh", "-c", "rm -rf /var/lib/libvirt/images/vapor/*"])
 
 
 def _raise_on_failure(check: Check) -> None:
