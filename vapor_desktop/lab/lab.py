@@ -174,13 +174,14 @@ class Lab:
         if release_b not in RELEASES:
             raise LabFailed(f"No release {release_b!r}", fix=f"One of {', '.join(RELEASES)}")
         self.down()
-        self._use(network.free_index())
-        self.state.mkdir(parents=True)
-        self.state.chmod(0o711)
-        record = LabRecord(self.name, self.layout.index, {"a": "bookworm", "b": release_b}, site_service)
-        self._record_file.write_text(json.dumps(asdict(record)))
         try:
-            network.create(self.layout)
+            with network.choosing() as index:
+                self._use(index)
+                self.state.mkdir(parents=True)
+                self.state.chmod(0o711)
+                record = LabRecord(self.name, index, {"a": "bookworm", "b": release_b}, site_service)
+                self._record_file.write_text(json.dumps(asdict(record)))
+                network.create(self.layout)
             for site in self.sites.values():
                 self._make(site, record.releases[site.name])
             for site in self.sites.values():

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
+from pathlib import Path
 
 from vapor_desktop.lab.layout import DOCUMENTATION_RANGE, MAX_LABS, LabLayout, SiteLayout
 from vapor_desktop.lab.processes import LabFailed, run
 
 LOSS_CHAIN = "VAPOR-LAB-LOSS"
 DEVICE = "eth0"  # of every host, inside its namespace
+
+
+@contextmanager
+def choosing() -> Iterator[int]:
+    """A free index, kept from other labs until the block ends (by then a device has the address)."""
+    with Path("/run/vapor-lab-subnet.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield free_index()
 
 
 def free_index() -> int:
