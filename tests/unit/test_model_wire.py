@@ -42,6 +42,8 @@ DRAFT = wire.PointDraft(
 CHECK = wire.DoctorCheck(name="libvirt", ok=False, found="no answer", fix="start it")
 POLICY = Policy(at_times=(time(20), time(8)), bandwidth_bytes_s=1 << 20, start_guard=StartGuard.START)
 
+SEED_IMAGE = wire.SeedImage(path="/var/lib/libvirt/images/old.qcow2", format="qcow2", disk_bytes=BIG)
+
 EXAMPLES: list[Value] = [
     wire.Identity(
         site_id="b", name="site-b", version="0.1", api_version=1, mover_protocol=1, libvirt_version=None,
@@ -67,10 +69,14 @@ EXAMPLES: list[Value] = [
     ),
     wire.ReplicaView(
         manifest=MANIFEST, root="/r", used_bytes=BIG, incoming=INCOMING, files_in_chain=3, valid=False,
+        seeded=("vda",),
         trouble=ReplicaFull("No space").to_wire(),
     ),
     INCOMING,
     wire.CurrentAsOf(grant=GRANT, seq=1, at=NOON),
+    SEED_IMAGE,
+    wire.SeedRequest(grant=GRANT, disks={"vda": SEED_IMAGE}),
+    wire.SeedState(running=True, disk="vda", done_bytes=1, total_bytes=BIG, error=ReplicaFull("No space").to_wire()),
     wire.PinRequest(grant=GRANT, pin="user:before the upgrade"),
     wire.MergeRequest(grant=GRANT),
     wire.RunRequest(fence=7, new_epoch=Epoch(number=3, owner="b"), seq=1, reason="site-a is dark"),
