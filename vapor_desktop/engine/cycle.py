@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from vapor_desktop.engine.lease import HeldLease
@@ -68,6 +68,7 @@ class Outcome:
     warnings: tuple[str, ...]
     source_power: str
     scrubbed: Scrubbed | None = None
+    extra_files: int = 0  # files of the replica's deepest chain that are no points: a seed, overlays of drills
 
     @property
     def mismatch(self) -> bool:
@@ -112,9 +113,8 @@ class Cycle:
             self._clear_leftovers(domain)
             plan = self._plan(view, domain, lease)
             c.hooks.on_plan(plan)
-            if plan.running:
-                return self._live(plan, view.manifest, domain, lease)
-            return self._offline(plan, view.manifest, domain, lease)
+            run = self._live if plan.running else self._offline
+            return replace(run(plan, view.manifest, domain, lease), extra_files=_extra_files(view))
 
     # --- observing --------------------------------------------------------------------------------
     def _replica(self, lease: HeldLease, name: str) -> ReplicaView:
@@ -424,6 +424,11 @@ class Cycle:
             source_power=domain.state,
             scrubbed=scrubbed,
         )
+
+
+def _extra_files(view: ReplicaView) -> int:
+    points = len(view.manifest.points) + (1 if view.incoming else 0)
+    return max(0, view.files_in_chain - points)
 
 
 class _Renewal:

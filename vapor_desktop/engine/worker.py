@@ -90,7 +90,7 @@ class ProtectionWorker:
             with self._lock:
                 self._progress.pop(protection_id, None)
         self._succeeded(protection, outcome, self._clock.monotonic() - began)
-        self._trim(protection, outcome.manifest)
+        self._trim(protection, outcome.manifest, outcome.extra_files)
         return outcome
 
     # --- the cycle ---------------------------------------------------------------------------------
@@ -284,12 +284,12 @@ class ProtectionWorker:
         return retention.chain_limit(major * 1_000_000 + minor * 1_000)
 
     # --- retention ---------------------------------------------------------------------------------------
-    def _trim(self, protection: Protection, manifest: Manifest) -> None:
+    def _trim(self, protection: Protection, manifest: Manifest, extra_files: int) -> None:
         """Drop what the policy no longer keeps, in the gap between cycles. A failure waits for the next gap."""
         target = self._repository.site(protection.target_site)
         if target is None:
             return
-        limit = self._chain_limit(target)
+        limit = self._chain_limit(target) - extra_files
         if not _to_drop(manifest, protection, self._clock, limit):
             return
         api = self._gateway.api(target)
