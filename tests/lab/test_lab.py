@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vapor_desktop.lab import diary
 from vapor_desktop.lab.guests import GuestSpec, agent
 from vapor_desktop.lab.host import answers
 from vapor_desktop.lab.lab import Lab
@@ -21,6 +22,7 @@ from vapor_desktop.lab.processes import LabFailed, alive, kill, wait_until
 
 CACHE = Path.home() / ".cache/vapor-lab"
 ON_CONSOLE = 60.0
+RAW = "/var/lib/libvirt/images/cut.raw"
 SHOT, EARLY = "/var/lib/libvirt/images/web.ppm", "/var/lib/libvirt/images/early.qcow2"
 
 
@@ -291,6 +293,10 @@ def test_power_cut_loses_nothing_that_was_durable(guests: Lab) -> None:
     assert answers(guests.sites["b"].address, SSH_PORT)
     left = {name: site.diary(files) for name, files in images.items()}
     assert all(report.sound for report in left.values()), left
+    for image in [*images["web"], *images["db"]]:
+        diary.to_raw(image, RAW, enter=site.enter())
+        assert diary.filesystem_sound(site.path(RAW)), image
+        site.path(RAW).unlink()
     guests.revive_site("a")
     assert answers(site.address, SSH_PORT)
     assert site.exec(["cat", "/proc/sys/kernel/random/boot_id"]).stdout != boot_id

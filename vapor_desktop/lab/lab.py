@@ -30,7 +30,7 @@ from vapor_desktop.lab.layout import (
     default_cache,
     default_state,
 )
-from vapor_desktop.lab.processes import LabFailed, read_pid, require_tools, run
+from vapor_desktop.lab.processes import LabFailed, require_tools
 
 RELEASES = ("bookworm", "trixie")
 
@@ -318,11 +318,3 @@ class Lab:
             "link": asdict(site.link_state),
             "guests": guests,
         }
-
-
-def stray_pids(lab: Lab) -> list[int]:
-    """Pids named by any pid file of the lab that still live (for the proof that ``down`` leaves none)."""
-    found = [read_pid(path) for path in lab.state.rglob("*.pid")]
-    return sorted(
-        pid for pid in found if pid is not None and run(["kill", "-0", str(pid)], check=False).returncode == 0
-    )
