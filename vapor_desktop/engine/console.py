@@ -307,6 +307,7 @@ class EngineBackend:
             return records.to_phase(Phase.PAUSED)(p).model_copy(update={"paused": True})
 
         records.update(self._repository, protection_id, change)
+        self._repository.ask("cancel", {"protection_id": protection_id}, self._engine.identity.name)
         self._changed()
         self._note("paused", "Replication paused", protection_id)
 

@@ -199,6 +199,7 @@ class Engine:
             error = future.exception()
             if error is not None:  # a bug of ours: it must be seen, and must not stop the others
                 log.error("cycle crashed", protection=protection_id, error=repr(error), exc_info=error)
+                self.worker.crashed(protection_id, error)
 
     def _start_due(self, rows: Mapping[str, ProtectionStatus]) -> None:
         now = self.clock.now()

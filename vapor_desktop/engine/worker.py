@@ -18,7 +18,7 @@ from vapor_desktop.engine.ports import Clock, CycleRecord, Repository, SiteGatew
 from vapor_desktop.engine.scheduler import backoff_s
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model import retention
-from vapor_desktop.model.errors import EpochMoved, NotFound, VaporError
+from vapor_desktop.model.errors import EpochMoved, NotFound, Unexpected, VaporError
 from vapor_desktop.model.manifest import DiskMode, Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
@@ -27,7 +27,7 @@ from vapor_desktop.model.wire import Progress, WriteGrant
 log = structlog.get_logger(__name__)
 
 # Not failures: somebody else is at work, the next try will see.
-_WAIT_ONLY = {"VM-BUSY", "LEASE-HELD"}
+_WAIT_ONLY = {"VM-BUSY", "LEASE-HELD", "TRANSFER-CANCELLED"}
 _SITE_GONE = {"SITE-UNREACHABLE", "LIBVIRT-UNREACHABLE"}
 
 
@@ -156,6 +156,12 @@ class ProtectionWorker:
                 log.info("disk is not sent by delta", disk=disk.target, mode=disk.mode.value, why=disk.why)
 
     # --- afterwards ------------------------------------------------------------------------------------
+    def crashed(self, protection_id: str, error: BaseException) -> None:
+        """A bug of ours ended a cycle: it is told like any failure, and tried again like any."""
+        protection = self._repository.protection(protection_id)
+        if protection is not None:
+            self._failed(protection, Unexpected("The cycle ended in an error of this program", why=repr(error)), 0.0)
+
     def _succeeded(self, protection: Protection, outcome: Outcome, duration_s: float) -> None:
         pid = protection.protection_id
         records.cache_manifest(self._repository, pid, outcome.manifest)

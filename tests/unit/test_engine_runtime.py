@@ -1,0 +1,162 @@
+"""The loop on a real database, with a gateway whose sites do not answer: what is recorded, and what is not lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vapor_desktop.app import SystemClock
+from vapor_desktop.engine.console import EngineBackend
+from vapor_desktop.engine.ports import PointRow
+from vapor_desktop.engine.runtime import Engine, new_identity
+from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.model.errors import InvalidRequest, NotFound, SiteUnreachable
+from vapor_desktop.model.policy import Policy
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.states import Phase, RpoHealth
+from vapor_desktop.store.repository import SqlRepository
+
+CLOCK = SystemClock()
+
+
+class DarkGateway:
+    """Every site is unreachable."""
+
+    def __init__(self) -> None:
+        self.crash = False
+
+    def api(self, site: Site) -> Any:
+        if self.crash:
+            raise ZeroDivisionError("a bug")
+        raise SiteUnreachable(f"{site.name} does not answer")
+
+    hypervisor = api
+
+    def mover(self, source: Site, target: Site) -> Any:
+        raise SiteUnreachable("no mover")
+
+    def drop(self, site_id: str) -> None:
+        """Nothing is open."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def site(site_id: str) -> Site:
+    return Site(
+        site_id=site_id,
+        name=f"site-{site_id}",
+        api_url="https://192.0.2.1:7770/api/v1",
+        cert_pem="",
+        cert_sha256="",
+        ssh_host="192.0.2.1",
+        ssh_port=22,
+        ssh_user="vapor",
+        ssh_host_keys=(),
+        replica_root="/r",
+        paired_at=CLOCK.now(),
+    )
+
+
+@pytest.fixture
+def gateway() -> DarkGateway:
+    return DarkGateway()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, gateway: DarkGateway) -> Iterator[Engine]:
+    repository = SqlRepository(f"sqlite:///{tmp_path / 'v.db'}")
+    for name in ("A", "B"):
+        repository.save_site(site(name))
+    repository.save_protection(
+        Protection(
+            protection_id="p1",
+            vm_uuid="u1",
+            vm_name="web",
+            source_site="A",
+            target_site="B",
+            policy=Policy(rpo_target_s=10),
+            epoch_owner="A",
+            created_at=CLOCK.now(),
+        )
+    )
+    made = Engine(repository, gateway, CLOCK, new_identity("console", CLOCK))
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    assert made.wait_active(10)
+    yield made
+    made.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    repository.close()
+
+
+@pytest.fixture
+def backend(engine: Engine) -> EngineBackend:
+    return EngineBackend(engine, None)  # type: ignore[arg-type]  # no test here pairs
+
+
+def test_a_dark_source_is_said_and_unknown_is_not_zero(engine: Engine, backend: EngineBackend) -> None:
+    wait_until(lambda: backend.snapshot().protections[0].protection.failures > 0, "a failure", timeout_s=20)
+    [row] = backend.snapshot().protections
+    assert row.protection.phase is Phase.SOURCE_UNREACHABLE
+    assert row.rpo_now_s is None
+    assert row.rpo_health is RpoHealth.NO_POINT
+    assert row.protection.not_before is not None
+    assert {b.key for b in backend.snapshot().banners} >= {"site:A", "site:B"}
+
+
+def test_a_breach_opens_one_alert_and_a_known_age_grows(engine: Engine, backend: EngineBackend) -> None:
+    old = CLOCK.now() - timedelta(seconds=60)
+    engine.repository.replace_points("p1", [PointRow("p1", 1, old, old, "powered off", 1, (), True, None)])
+    assert backend.snapshot().protections[0].rpo_now_s is None  # the target's clock was never measured
+    engine.repository.save_clock("B", 0.0, 0.01, CLOCK.now())
+    engine.forget_rows()
+    wait_until(lambda: bool([a for a in backend.snapshot().alerts if a.key == "rpo:p1"]), "the alert", timeout_s=10)
+    [row] = backend.snapshot().protections
+    assert row.rpo_health is RpoHealth.BREACHED
+    assert row.rpo_now_s is not None
+    assert row.rpo_now_s >= 60
+
+
+def test_a_bug_in_a_cycle_backs_off_like_any_failure(
+    engine: Engine, backend: EngineBackend, gateway: DarkGateway
+) -> None:
+    gateway.crash = True
+    backend.sync_now("p1")
+    wait_until(
+        lambda: backend.snapshot().protections[0].protection.last_error_code == "UNEXPECTED",
+        "the crash",
+        timeout_s=20,
+    )
+    assert backend.snapshot().protections[0].protection.not_before is not None
+
+
+def test_a_second_engine_on_the_database_only_looks(engine: Engine) -> None:
+    second = Engine(engine.repository, DarkGateway(), CLOCK, new_identity("console", CLOCK))
+    thread = threading.Thread(target=second.run, daemon=True)
+    thread.start()
+    try:
+        assert not second.wait_active(1.5)
+        assert EngineBackend(second, None).snapshot().engine == "service"  # type: ignore[arg-type]
+    finally:
+        second.stop()
+        thread.join(20)
+
+
+def test_pause_resume_and_limits(backend: EngineBackend) -> None:
+    backend.pause("p1")
+    assert backend.snapshot().protections[0].protection.phase is Phase.PAUSED
+    assert backend.snapshot().protections[0].next_due_at is None
+    backend.resume("p1")
+    assert not backend.snapshot().protections[0].protection.paused
+    with pytest.raises(InvalidRequest):
+        backend.set_rpo_target("p1", 4)
+    backend.set_rpo_target("p1", 86400)
+    with pytest.raises(NotFound):
+        backend.pause("nothing")
