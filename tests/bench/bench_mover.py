@@ -124,13 +124,13 @@ def pids(*words: str) -> list[int]:
     return found
 
 
-def bulk(kind: str, rig: Rig, sshd: Sshd, mover: Mover, size: int, rounds: int, say: Callable[[str], None]) -> float:
+def bulk(kind: str, rig: Rig, sshd: Sshd, mover: Mover, size: int, options: argparse.Namespace) -> float:
     """Median throughput ratio on one kind of data."""
     source = fill(kind, rig.root / f"{kind}.qcow2", size)
     ours: list[float] = []
     rival: list[float] = []
     with export(source.path) as socket:
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             reader = pids("qemu-nbd", str(socket))
             idle = cpu_by_name(*reader)
             took, rival_cpu = nbdcopy(sshd, socket, rig.root, size)
@@ -139,12 +139,12 @@ def bulk(kind: str, rig: Rig, sshd: Sshd, mover: Mover, size: int, rounds: int, 
             rig.renew_vm()
             before, idle = cpu_by_name(mover.process.pid, sshd.pid), cpu_by_name(*reader)
             started = time.monotonic()
-            done = mover.transfer(rig.transfer([disk("vda", size, socket)], checkpoint=None))
+            done = mover.transfer(rig.transfer([disk("vda", size, socket)], checkpoint=None, streams=options.streams))
             ours.append(time.monotonic() - started)
             cpu = cpu_by_name(mover.process.pid, sshd.pid) - before
             cpu["source"] = (cpu_by_name(*reader) - idle).total()
-            say(f"  {kind}: nbdcopy {rival[-1]:.2f} s, ours {ours[-1]:.2f} s, wire {done.wire_bytes / size:.3f}")
-            say(
+            print(f"  {kind}: nbdcopy {rival[-1]:.2f} s, ours {ours[-1]:.2f} s, wire {done.wire_bytes / size:.3f}")
+            print(
                 f"    CPU nbdcopy {rival_cpu.total():.2f} s {table(rival_cpu)}; ours {cpu.total():.2f} s {table(cpu)}"
             )
         if not rig.identical(1, "vda", socket):
@@ -202,6 +202,7 @@ def main() -> int:
     parser.add_argument("--dir", default=None)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default=None)
+    parser.add_argument("--streams", type=int, default=1)
     options = parser.parse_args()
     size = int(options.gib * 1024) * MIB
     numbers: dict[str, float] = {}
@@ -220,7 +221,7 @@ def main() -> int:
         }
         for kind, name in names.items():
             if options.only in (None, kind):
-                numbers[name] = bulk(kind, rig, sshd, mover, size, options.rounds, print)
+                numbers[name] = bulk(kind, rig, sshd, mover, size, options)
         receive = [p for p in pids("vapor_desktop.site.dispatch", rig.source_id) if not pids_is_shell(p)]
         numbers["send_peak_rss_mb"] = peak_rss_mb(mover.process.pid)
         numbers["receive_peak_rss_mb"] = max(peak_rss_mb(p) for p in receive)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket as sockets
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ from vapor_desktop.site.identity import ensure_identity
 from vapor_desktop.site.mover.link import CommandLink
 from vapor_desktop.site.mover.peer import PeerPool
 from vapor_desktop.site.mover.sender import Outgoing
-from vapor_desktop.site.replica import ReplicaStore
+from vapor_desktop.site.replica import DigestTable, ReplicaStore
 from vapor_desktop.site.settings import SiteSettings
 
 MIB = 1 << 20
@@ -58,7 +59,7 @@ def export(image: Path, *, bitmap: str | None = None, fmt: str = "qcow2", name: 
     process = subprocess.Popen([*argv, str(image)])
     try:
         deadline = time.monotonic() + EXPORT_WAIT_S
-        while not socket.exists():
+        while not _listens(socket):
             assert process.poll() is None, "qemu-nbd ended"
             assert time.monotonic() < deadline, "qemu-nbd opens no socket"
             time.sleep(0.005)
@@ -67,6 +68,11 @@ def export(image: Path, *, bitmap: str | None = None, fmt: str = "qcow2", name: 
         process.kill()
         process.wait()
         socket.unlink(missing_ok=True)
+
+
+def _listens(path: Path) -> bool:
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 class SourceDisk:
@@ -200,7 +206,7 @@ class Rig:
         )
 
     def send(self, transfer: Transfer, on_progress: Callable[[Progress], None] = lambda _p: None) -> Transferred:
-        return Outgoing(transfer, self.pool, self.helper, on_progress).run()
+        return Outgoing(transfer, self.pool, self.helper, on_progress, self.source.digests_dir).run()
 
     def identical(self, seq: int, disk: str, source: Path) -> bool:
         """Does the point's disk read like the frozen export?"""
@@ -212,6 +218,12 @@ class Rig:
         )
         assert done.returncode in (0, 1), done.stderr
         return done.returncode == 0
+
+    def same_tables(self, seq: int, disk: str, size_bytes: int) -> bool:
+        """Do both sides' records of the disk say the same, without a gap?"""
+        mine = DigestTable(self.source.digests_dir / self.vm / f"{disk}.table", size_bytes).root()
+        theirs = next(d.digest for d in self.store.point(self.vm, seq).disks if d.target == disk)
+        return mine == theirs != ""
 
     def chain_ok(self, seq: int, disk: str) -> bool:
         """qemu-img check finds nothing on the point's file."""

@@ -70,6 +70,7 @@ def test_full_copy_reads_like_the_source_and_fills_the_digest_table(rig: Rig, vd
     assert point.disks[0].digest != ""
     assert 5 * MIB < point.disks[0].sent_bytes < 9 * MIB  # holes did not travel
     assert rig.chain_ok(1, "vda")
+    assert rig.same_tables(1, "vda", SIZE)
 
 
 def test_delta_carries_data_zeroes_and_discards_over_the_parent(rig: Rig, vda: SourceDisk) -> None:
@@ -85,6 +86,7 @@ def test_delta_carries_data_zeroes_and_discards_over_the_parent(rig: Rig, vda: S
         assert done.data_bytes == 2 * 64 * 1024 + 4096  # whole blocks, and the short last one
     assert done.manifest is not None
     assert [p.seq for p in done.manifest.points] == [1, 2]
+    assert rig.same_tables(2, "vda", SIZE)
 
 
 def test_compare_sends_only_what_differs_and_zeroes_too(rig: Rig, vda: SourceDisk) -> None:
@@ -198,6 +200,7 @@ def test_a_later_job_sends_what_changed_since_and_what_had_not_arrived(rig: Rig,
     assert done.manifest is not None
     assert done.manifest.newest is not None
     assert done.manifest.newest.checkpoint == "cp2"
+    assert rig.same_tables(done.seq, "vda", SIZE)
 
 
 def test_an_incomplete_part_is_kept_and_not_published(rig: Rig, vda: SourceDisk) -> None:

@@ -17,6 +17,7 @@ from vapor_desktop.site.mover.outlet import Outlet
 from vapor_desktop.site.mover.peer import PeerSession
 from vapor_desktop.site.mover.protocol import CHUNK_BYTES, TABLE_BYTES
 from vapor_desktop.site.mover.throttle import Throttle
+from vapor_desktop.site.replica.digests import DigestTable
 
 WORKERS = 2
 READ_DEPTH = 2  # chunks per worker: 4 MiB in flight on 2 connections [facts/libvirt 1.2, 3.2]
@@ -35,7 +36,8 @@ class Counts:
 class DiskRun:
     """One disk of one transfer. ``compare``: send only what differs from the receiver's digests.
 
-    ``channels``: the session with the transfer first, then those that joined it.
+    ``record``: this side's digest table. ``channels``: the session with the transfer first, then those that
+    joined it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class DiskRun:
         channels: Sequence[PeerSession],
         stop: threading.Event,
         throttle: Throttle | None,
+        record: DigestTable | None = None,
     ) -> None:
         self.index = index
         self.target = target
@@ -60,6 +63,7 @@ class DiskRun:
         self._channels = channels
         self._stop = stop
         self._throttle = throttle
+        self._record = record
         self._judge = Judge()
         self._lock = threading.Lock()
         self._work = self._pieces()
@@ -109,7 +113,8 @@ class DiskRun:
             raise
 
     def _zeroes(self, out: Outlet, piece: Extent, theirs: bytes | None) -> None:
-        ours = b"" if theirs is None else zero_digests(piece.length)
+        ours = b"" if theirs is None and self._record is None else zero_digests(piece.length)
+        self._keep(piece, ours)
         for part, differs in _parts(ours, theirs, piece):
             there = Extent(piece.offset + part.offset, part.length)
             if differs:
@@ -121,6 +126,7 @@ class DiskRun:
 
     def _data(self, out: Outlet, piece: Extent, data: memoryview, theirs: bytes | None) -> None:
         ours = block_digests(data)
+        self._keep(piece, ours)
         for part, differs in _parts(ours, theirs, piece):
             there = Extent(piece.offset + part.offset, part.length)
             own = _cut(ours, part)
@@ -133,6 +139,11 @@ class DiskRun:
                 out.data(there, data[part.offset : part.end], own)
                 self._count(data=part.length)
         self._count(done=piece.length, read=piece.length)
+
+    def _keep(self, piece: Extent, digests: bytes) -> None:
+        """This side's record of what was read. A block that never arrives stays dirty, and is read again."""
+        if self._record is not None:
+            self._record.write(piece.offset // BLOCK_BYTES, digests)
 
     def _count(self, *, data: int = 0, zero: int = 0, read: int = 0, done: int = 0) -> None:
         with self._lock:

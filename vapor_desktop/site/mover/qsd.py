@@ -34,7 +34,7 @@ SUN_PATH_LIMIT = 107
 
 
 class StorageDaemon:
-    """Starts at the first ``add``. For one thread (QMP is lock-step); start it from the main thread."""
+    """``start`` it from a thread that lives as long as it must: the kernel ends it with that very thread."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -81,8 +81,10 @@ class StorageDaemon:
             self._command("qmp_capabilities", {})
 
     def add(self, image: Path, *, read_only: bool = False) -> str:
-        """Open a qcow2 image and export it; the export's name. Raises ImageToolFailed (locked, damaged, missing)."""
-        self.start()
+        """Open a qcow2 image and export it; the export's name.
+
+        Raises ImageToolFailed: locked, damaged, missing, or the daemon does not run.
+        """
         name = f"d{next(self._names)}"
         with self._lock:
             node: dict[str, Any] = {

@@ -148,6 +148,7 @@ class Session:
         if self._reception is not None:
             raise ProtocolError("A transfer is open already")
         request = _parse(Open, frame)
+        self._daemon.start()
         self._reception = Reception(
             self._store, self._daemon, self._peer_site, request, lambda n: self._json(Kind.ACK, {"durable_bytes": n})
         )
@@ -158,6 +159,7 @@ class Session:
         if self._reception is not None:
             raise ProtocolError("A transfer is open")
         if self._examination is None:
+            self._daemon.start()
             examination = Examination(self._store, self._daemon, self._peer_site, _parse(ScrubOpen, frame))
             for table in examination.tables:
                 self._writer.send(protocol.encode(Kind.TABLE, table))
@@ -236,7 +238,7 @@ def _parse(model: type[_Request], frame: Frame) -> _Request:
 
 
 def serve(store: ReplicaStore, run_dir: Path, peer_site: str, fd_in: int, fd_out: int) -> int:
-    """Serve one channel; the exit code. The storage daemon is started first, by the thread that outlives it."""
+    """Serve one channel; the exit code. Call it in the main thread: the storage daemon ends with its starter."""
     for fd in (fd_in, fd_out):
         widen(fd)
     threading.current_thread().name = "receive"
@@ -244,7 +246,6 @@ def serve(store: ReplicaStore, run_dir: Path, peer_site: str, fd_in: int, fd_out
     daemon = StorageDaemon(run_dir)
     reader = FrameReader(fd_in)
     try:
-        daemon.start()
         return Session(reader, FrameWriter(fd_out), store, daemon, run_dir, peer_site).run()
     finally:
         daemon.stop()

@@ -86,7 +86,9 @@ class Control:
             self._say({"id": number, "result": None})
         elif verb == "transfer":
             transfer = _parse(Transfer, params)
-            outgoing = Outgoing(transfer, self._pool, self._helper, lambda p: self._progress(number, p))
+            outgoing = Outgoing(
+                transfer, self._pool, self._helper, lambda p: self._progress(number, p), self._settings.digests_dir
+            )
             self._spawn(number, transfer.vm_uuid, outgoing.run, outgoing.cancel)
         elif verb == "scrub":
             scrub = Scrub(_parse(ScrubSlice, params), self._pool, self._helper, self._settings.state_dir / "scrub")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vapor_desktop.model.errors import InvalidRequest, TransferCancelled, TransferInterrupted, VaporError
@@ -15,6 +16,7 @@ from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.manifest import DiskMode, Manifest
 from vapor_desktop.model.wire import DiskTransfer, Progress, Transfer, Transferred
 from vapor_desktop.site.helper_client import HelperClient
+from vapor_desktop.site.leases import vm_file_name
 from vapor_desktop.site.mover import protocol
 from vapor_desktop.site.mover.blockmap import BlockMap
 from vapor_desktop.site.mover.disk_run import DiskRun, raise_cause, run_all
@@ -23,6 +25,8 @@ from vapor_desktop.site.mover.peer import PeerPool, PeerSession
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.source import open_export
 from vapor_desktop.site.mover.throttle import Throttle
+from vapor_desktop.site.replica.digests import DigestTable
+from vapor_desktop.site.statefile import make_dir
 
 JOIN_FROM_BYTES = 32 << 20  # less is through before another ssh has said hello
 LANES = 2  # disks of a VM at a time
@@ -48,11 +52,13 @@ class Outgoing:
     pool: PeerPool
     helper: HelperClient
     on_progress: Callable[[Progress], None]
+    digests_dir: Path | None = None  # of the site; None: keep no record of what was read
     _stop: threading.Event = field(default_factory=threading.Event)
     _cancelled: bool = False
     _deadline: bool = False
     _sessions: list[PeerSession] = field(default_factory=list)
     _current: str = ""
+    _records: list[DigestTable | None] = field(default_factory=list)
 
     def cancel(self) -> None:
         """Stop within a chunk; the session is ended, the receiver keeps what is durable."""
@@ -87,6 +93,9 @@ class Outgoing:
                 raise TransferCancelled("The transfer was cancelled")
             runs = self._agree(session, sources, rebase=bool(opened["rebase"]), token=opened["token"])
             self._send(session, runs, wire_before)
+            for run, record in zip(runs, self._records, strict=True):
+                if record is not None and run.counts.done_bytes:
+                    record.sync()
             if self._deadline or not request.complete:
                 session.ask(protocol.encode_json(Kind.END, {}), Kind.ENDED)
                 manifest = None
@@ -165,6 +174,7 @@ class Outgoing:
         throttle = Throttle(limit, self._stop) if limit else None
         if token is not None and sum(t.total_bytes() for t in todo) >= JOIN_FROM_BYTES:
             self._join(token)
+        self._records = [self._record(s.disk) for s in sources]
         return [
             DiskRun(
                 i,
@@ -177,9 +187,16 @@ class Outgoing:
                 channels=tuple(self._sessions),
                 stop=self._stop,
                 throttle=throttle,
+                record=self._records[i],
             )
             for i, s in enumerate(sources)
         ]
+
+    def _record(self, disk: DiskTransfer) -> DigestTable | None:
+        if self.digests_dir is None:
+            return None
+        directory = make_dir(self.digests_dir / vm_file_name(self.request.vm_uuid))
+        return DigestTable(directory / f"{disk.target}.table", disk.size_bytes)
 
     def _join(self, token: str) -> None:
         """More channels for the same transfer, opened at the same time."""
