@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import time
 from typing import Literal
 
 import click
@@ -118,6 +119,7 @@ def watch(out: Output, interval: float, count: int) -> None:
 @click.option("--rpo", type=Duration(), default="15min", show_default=True, help="RPO target, 5s to 24h.")
 @click.option("--map", "maps", multiple=True, metavar="SOURCE=TARGET", help="Network mapping; repeatable.")
 @click.option("--keep", nargs=3, type=int, default=(6, 6, 3), show_default=True, help="Newest, hourly, daily points.")
+@click.option("--at", "at", multiple=True, metavar="HH:MM", help="Cycles at fixed times of day (UTC); repeatable.")
 @click.option("--limit", type=int, default=None, help="Bandwidth limit in bytes per second.")
 @click.option("--wait", is_flag=True, help="Until the first recovery point is complete.")
 @json_option
@@ -130,6 +132,7 @@ def protect(
     rpo: int,
     maps: tuple[str, ...],
     keep: tuple[int, int, int],
+    at: tuple[str, ...],
     limit: int | None,
     wait: bool,
 ) -> None:
@@ -140,6 +143,10 @@ def protect(
         if not sep or not left or not right:
             raise click.BadParameter(f"“{pair}” is not SOURCE=TARGET", param_hint="--map")
         networks[left] = right
+    try:
+        times = tuple(time.fromisoformat(text) for text in at)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--at") from error
     with program.acting() as backend:
         a, b = program.find_site(backend, source), program.find_site(backend, target)
         there = {v.name: v.vm_uuid for v in backend.vms(a.site_id)}
@@ -149,7 +156,9 @@ def protect(
             if found is None:
                 raise NotFound(f"{a.name} has no VM “{vm}”", fix=f"It has: {', '.join(sorted(there)) or 'none'}")
             uuids.append(found)
-        request = ProtectRequest(tuple(uuids), a.site_id, b.site_id, rpo, networks, *keep, bandwidth_bytes_s=limit)
+        request = ProtectRequest(
+            tuple(uuids), a.site_id, b.site_id, rpo, networks, *keep, bandwidth_bytes_s=limit, at_times=times
+        )
         checks = backend.preflight(request, out.check)
         bad = [c for c in checks if c.state == "failed"]
         if bad:

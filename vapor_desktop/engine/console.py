@@ -405,6 +405,7 @@ def policy_of(request: ProtectRequest) -> Policy:
         retention=Retention(newest=request.newest, hourly=request.hourly, daily=request.daily),
         bandwidth_bytes_s=request.bandwidth_bytes_s,
         quiesce=Quiesce(request.quiesce),
+        at_times=request.at_times,
     )
 
 

@@ -6,7 +6,7 @@ Every number is either known or None. Times are UTC. Views format; they compute 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, time
 
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import RpoHealth, Severity
@@ -213,3 +213,4 @@ class ProtectRequest:
     daily: int = 3
     bandwidth_bytes_s: int | None = None
     quiesce: str = "try"
+    at_times: tuple[time, ...] = ()  # fixed times of day (UTC) instead of deadlines
