@@ -13,11 +13,14 @@ import pytest
 
 from tests.unit.mover_rig import MIB, Rig, SourceDisk, disk, export, run
 from vapor_desktop.model.errors import Conflict, InvalidRequest, NotAllowed, ReplicaFull, StaleLease, from_wire
+from vapor_desktop.model.extents import BLOCK_BYTES, Extent
 from vapor_desktop.model.manifest import DiskMode
 from vapor_desktop.model.wire import SeedImage, SeedRequest, SeedState
 from vapor_desktop.site.helper import Helper, listen_at
 from vapor_desktop.site.helper_client import HelperClient
-from vapor_desktop.site.replica import ReplicaStore
+from vapor_desktop.site.mover.nbd_source import Export
+from vapor_desktop.site.mover.tables import digests_of
+from vapor_desktop.site.replica import ReplicaStore, steps
 from vapor_desktop.site.replica.layout import Layout
 from vapor_desktop.site.seeding import Seeding
 
@@ -230,3 +233,45 @@ def test_a_copy_that_was_cut_off_is_replaced_by_the_next(rig: Rig, vda: SourceDi
     assert seed(rig, vda.path).error is None
     assert not left.exists()
     assert rig.store.view(rig.vm).seeded == ("vda",)
+
+
+class Cut(BaseException):
+    """The power goes."""
+
+
+@pytest.mark.parametrize("step", ["seed-noted", "seed-table", "discard", "seed-ready"])
+def test_a_power_cut_while_a_seed_is_made_costs_at_most_the_seed(
+    rig: Rig, vda: SourceDisk, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = old_copy(rig, vda)
+    with export(vda.path) as socket:  # an unfinished copy that began without the seed
+        rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp0", complete=False))
+
+    def cut(reached: str) -> None:
+        if reached == step:
+            raise Cut
+
+    def make() -> None:
+        copy = rig.store.begin_seed(rig.vm, rig.grant(None), "vda", SIZE, str(right))
+        shutil.copy(right, copy)
+        table = rig.store.seed_table(rig.vm, "vda", SIZE)
+        with export(right) as frozen:
+            for extent, digests in digests_of(Export(frozen, "disk"), [Extent(0, SIZE)], threading.Event()):
+                table.write(extent.offset // BLOCK_BYTES, digests)
+        rig.store.finish_seed(rig.vm, rig.grant(None), "vda", copy)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "reached", cut)
+        with pytest.raises(Cut):
+            make()
+    rig.store.reconcile(rig.vm)
+    seeded = "vda" in rig.store.view(rig.vm).seeded
+    assert seeded == (step == "seed-ready")
+    if not seeded:
+        assert seed(rig, right).error is None
+    assert len(list(layout(rig).disks.iterdir())) == 1
+    with export(vda.path) as socket:
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket, DiskMode.COMPARE)], checkpoint="cp1"))
+        assert rig.identical(done.seq, "vda", socket)
+    assert done.data_bytes == 2 * 65536
+    assert rig.store.point(rig.vm, done.seq).disks[0].digest != ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from vapor_desktop.model.errors import Conflict, ImageToolFailed, InvalidRequest, Unexpected, VaporError
@@ -51,7 +52,7 @@ class Seeding:
             running = self._work.get(vm)
             if running is not None and running.thread.is_alive():
                 raise Conflict("A seed of this VM is being made already", fix="Wait until it is done")
-            work = self._work[vm] = _Work(self._store, self._helper, self._run_dir / EXPORT, vm, request)
+            work = self._work[vm] = _Work(self._store, self._helper, self._run_dir / f"seed-{vm[:8]}", vm, request)
             work.thread.start()
         return work.state
 
@@ -154,6 +155,7 @@ class _Work:
         self._run_dir.mkdir(mode=0o700, exist_ok=True)
         daemon = StorageDaemon(self._run_dir)
         try:
+            daemon.start()  # ends with this thread at the latest
             name = daemon.add(copy, read_only=True)
             table = self._store.seed_table(self._vm, disk, size_bytes)
             export = Export(daemon.socket_path, name)
@@ -168,6 +170,8 @@ class _Work:
             table.sync()
         finally:
             daemon.stop()
+            with suppress(OSError):  # what a killed service left in it is swept the next time
+                self._run_dir.rmdir()
 
     def _check(self) -> None:
         if self.stop.is_set():
