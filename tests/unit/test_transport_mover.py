@@ -211,7 +211,7 @@ def test_a_mover_that_dies_interrupts_everybody_and_the_next_call_starts_anew(mo
     assert started.wait(20)
     with pytest.raises(TransferInterrupted) as caught:
         mover.transfer(transfer_of("die"), lambda progress: None, never)
-    assert caught.value.details == {"stderr": "Killed"}
+    assert caught.value.details["stderr"] == "Killed"
     other.join(20)
     assert len(errors) == 1
     assert mover.transfer(transfer_of("vm", 3), lambda progress: None, never).seq == 3
@@ -246,7 +246,7 @@ def test_a_greeting_that_does_not_fit(
     with pytest.raises(error) as caught:
         mover.transfer(transfer_of("vm"), lambda progress: None, never)
     if error is TransferInterrupted:
-        assert caught.value.details == {"stderr": "vapor-site: this host is no site yet"}  # type: ignore[attr-defined]
+        assert caught.value.details["stderr"] == "vapor-site: this host is no site yet"  # type: ignore[attr-defined]
 
 
 # --- the gateway ---------------------------------------------------------------------------------------

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from vapor_desktop.engine.ports import Hypervisor, Mover, Repository, Secrets, SiteApi
-from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.errors import SiteUnreachable, VaporError
 from vapor_desktop.model.sites import Site
 from vapor_desktop.transport.api_client import HttpSiteApi
 from vapor_desktop.transport.mover_client import SshMover
 from vapor_desktop.transport.pairing import own_token
+from vapor_desktop.transport.relay import RelayBoard
 from vapor_desktop.transport.ssh import LineChannel, SshSession, check_host_key
 from vapor_desktop.transport.ssh_files import SshFiles
 from vapor_desktop.transport.ssh_key import console_private_key
@@ -26,6 +28,18 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _PairMover:
+    """A mover, and the target as it was when the mover was made."""
+
+    mover: SshMover
+    target: Site
+
+    def serves(self, target: Site, route: str) -> bool:
+        """Only a relay depends on where we see the target: the mover itself knows its peer's address."""
+        return self.mover.route == route and (route == "direct" or _same_place(self.target, target))
+
+
 @dataclass
 class _Connections:
     """Everything open to one site. The lock is held while something is being opened, so it is opened once."""
@@ -35,10 +49,17 @@ class _Connections:
     api: HttpSiteApi | None = None
     hypervisor: Hypervisor | None = None
     session: SshSession | None = None
-    movers: dict[str, SshMover] = field(default_factory=dict)
+    movers: dict[str, _PairMover] = field(default_factory=dict)
+    closed: bool = False
 
     def close(self) -> None:
-        opened: list[_Closable | None] = [*self.movers.values(), self.hypervisor, self.session, self.api]
+        self.closed = True
+        opened: list[_Closable | None] = [
+            *(pair.mover for pair in self.movers.values()),
+            self.hypervisor,
+            self.session,
+            self.api,
+        ]
         for connection in opened:
             if connection is not None:
                 _close(connection)
@@ -47,7 +68,7 @@ class _Connections:
 class Gateway:
     """Thread-safe. ``hypervisor_factory`` makes a hypervisor of a libvirt URI (it may connect later).
 
-    ``repository`` knows a pair's route; both routes are tried directly as long as there is no relay.
+    ``repository`` knows a pair's route: direct, or relayed by this program's own SSH processes.
 
     A site that was edited (address, pins) gets new connections. ``runtime_dir``: where SSH files go;
     None: below ``$XDG_RUNTIME_DIR``.
@@ -69,8 +90,7 @@ class Gateway:
 
     def api(self, site: Site) -> SiteApi:
         """The site's API; connects on first use."""
-        connections = self._of(site)
-        with connections.lock:
+        with self._held(site) as connections:
             if connections.api is None:
                 connections.api = HttpSiteApi(
                     site.api_url, site.cert_pem, lambda: own_token(self._secrets, connections.site)
@@ -81,22 +101,27 @@ class Gateway:
         """The site's libvirt. The first time the host key is looked at beforehand: libvirt can only say
         that it failed, we can say why. Raises HostKeyChanged, SiteUnreachable, KeyringLocked.
         """
-        connections = self._of(site)
-        with connections.lock:
+        with self._held(site) as connections:
             if connections.hypervisor is None:
                 check_host_key(site)
                 connections.hypervisor = self._factory(self._files.libvirt_uri(site))
             return connections.hypervisor
 
     def mover(self, source: Site, target: Site) -> Mover:
-        """The mover at ``source`` whose channel is for transfers to ``target``; connects on first use."""
-        connections = self._of(source)
-        with connections.lock:
-            mover = connections.movers.get(target.site_id)
-            if mover is None:
-                mover = SshMover(lambda: self._mover_channel(connections), source.site_id)
-                connections.movers[target.site_id] = mover
-            return mover
+        """The mover at ``source`` whose channel is for transfers to ``target``; connects on first use.
+
+        A pair that was paired again may have another route: it gets another mover.
+        """
+        route = self._route(source, target)
+        with self._held(source) as connections:
+            known = connections.movers.get(target.site_id)
+            if known is not None and known.serves(target, route):
+                return known.mover
+            made = self._made_mover(connections, target, route)
+            connections.movers[target.site_id] = _PairMover(made, target)
+        if known is not None:
+            known.mover.retire()
+        return made
 
     def drop(self, site_id: str) -> None:
         """Forget the site's connections; the next call opens new ones, from the host key on."""
@@ -106,6 +131,12 @@ class Gateway:
             with connections.lock:
                 connections.close()
             self._files.end_master(connections.site)
+        with self._lock:
+            others = list(self._open.values())
+        for other in others:
+            pair = other.movers.get(site_id)
+            if pair is not None:
+                pair.mover.drop_relays()
 
     def close(self) -> None:
         """End everything; the private key's file is deleted."""
@@ -114,6 +145,16 @@ class Gateway:
         for site_id in opened:
             self.drop(site_id)
         self._files.close()
+
+    @contextmanager
+    def _held(self, site: Site) -> Iterator[_Connections]:
+        """The site's connections, locked, and not dropped by another thread in between."""
+        while True:
+            connections = self._of(site)
+            with connections.lock:
+                if not connections.closed:
+                    yield connections
+                    return
 
     def _of(self, site: Site) -> _Connections:
         with self._lock:
@@ -130,11 +171,32 @@ class Gateway:
             self._files.end_master(stale.site)
         return connections
 
-    def _mover_channel(self, connections: _Connections) -> LineChannel:
+    def _route(self, source: Site, target: Site) -> str:
+        ends = {source.site_id, target.site_id}
+        routes = (route for a, b, route in self._repository.pairs() if {a, b} == ends)
+        return next(routes, "direct")
+
+    def _made_mover(self, connections: _Connections, target: Site, route: str) -> SshMover:
+        site = connections.site
+        if route == "direct":
+            return SshMover(lambda: self._mover_channel(connections, "mover"), site.site_id)
+        return SshMover(
+            lambda: self._mover_channel(connections, "mover --relay"),
+            site.site_id,
+            lambda: RelayBoard(self._files, site, target),
+        )
+
+    def _mover_channel(self, connections: _Connections, command: str) -> LineChannel:
         with connections.lock:
+            if connections.closed:
+                raise SiteUnreachable(
+                    f"The connections to {connections.site.name} were given up meanwhile",
+                    why="the site was lost or edited",
+                    fix="The next try opens new ones",
+                )
             if connections.session is None or not connections.session.alive:
                 connections.session = SshSession(connections.site, console_private_key(self._secrets))
-            return connections.session.run("mover")
+            return connections.session.run(command)
 
 
 def _same_place(a: Site, b: Site) -> bool:

@@ -6,13 +6,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vapor_desktop.engine.ports import ImageInfo
 from vapor_desktop.model.errors import (
     ApiVersionMismatch,
+    HostKeyChanged,
     ProtocolError,
     SiteUnreachable,
     TransferCancelled,
@@ -22,11 +24,13 @@ from vapor_desktop.model.errors import (
 )
 from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, Scrubbed, ScrubSlice, Transfer, Transferred
 from vapor_desktop.transport.api_client import parsed
+from vapor_desktop.transport.relay import RelayBoard
 from vapor_desktop.transport.ssh import LineChannel
 
 HELLO_TIMEOUT_S = 20.0
 CANCEL_TIMEOUT_S = 30.0  # after that the channel is closed, which ends the mover
 VERB_TIMEOUT_S = 120.0  # verbs about one image file
+_NOBODY = 0  # the number of a request whose answer nobody waits for
 _LOOK_S = 0.2  # how often a waiting caller asks whether it is cancelled
 
 _log = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class _Line:
     channel: LineChannel
     waiting: dict[int, queue.SimpleQueue[_Message]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    relays: RelayBoard | None = None
     ended: bool = False
     last_words: str = ""
 
@@ -55,11 +60,21 @@ class SshMover:
     open_channel: runs ``mover`` at the source and gives its channel; raises SiteUnreachable, HostKeyChanged,
     NotAllowed. site_id: who must answer. Besides the mover's own errors raises TransferInterrupted when the
     channel dies, ApiVersionMismatch when the mover speaks another protocol.
+    relays: for a pair whose sites do not reach each other, makes the board on which one channel's relays are
+    joined; the channel must then run ``mover --relay``.
     """
 
-    def __init__(self, open_channel: Callable[[], LineChannel], site_id: str) -> None:
+    def __init__(
+        self,
+        open_channel: Callable[[], LineChannel],
+        site_id: str,
+        relays: Callable[[], RelayBoard] | None = None,
+    ) -> None:
         self._open_channel = open_channel
         self._site_id = site_id
+        self._relays = relays
+        self.route = "direct" if relays is None else "relay"
+        self._retired = False
         self._lock = threading.Lock()
         self._line: _Line | None = None
         self._next_id = 1
@@ -68,13 +83,15 @@ class SshMover:
         self, request: Transfer, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
     ) -> Transferred:
         """Make one point at the peer. ``on_progress`` is called in this thread."""
-        answer = self._ask("transfer", request.model_dump(mode="json"), on_progress, cancelled)
+        with self._telling_route():
+            answer = self._ask("transfer", request.model_dump(mode="json"), on_progress, cancelled)
         result: Transferred = parsed(Transferred, answer, "The mover")
         return result
 
     def scrub(self, request: ScrubSlice, cancelled: Callable[[], bool]) -> Scrubbed:
         """Compare a slice of the disks' digests."""
-        answer = self._ask("scrub", request.model_dump(mode="json"), lambda progress: None, cancelled)
+        with self._telling_route():
+            answer = self._ask("scrub", request.model_dump(mode="json"), lambda progress: None, cancelled)
         result: Scrubbed = parsed(Scrubbed, answer, "The mover")
         return result
 
@@ -99,9 +116,43 @@ class SshMover:
         with self._lock:
             line, self._line = self._line, None
         if line is not None:
-            line.channel.close()
+            _end(line)
+
+    def retire(self) -> None:
+        """Close it as soon as nobody waits for an answer: another mover takes its place (the route changed)."""
+        self._retired = True
+        self._close_if_idle()
+
+    def drop_relays(self) -> None:
+        """End the relays, if any; a transfer that runs on one is interrupted and may be tried again."""
+        with self._lock:
+            line = self._line
+        if line is not None and line.relays is not None:
+            self._discard(line)
 
     # --- asking -----------------------------------------------------------------------------------
+    @contextmanager
+    def _telling_route(self) -> Iterator[None]:
+        """Errors of the way between the sites say which way that was."""
+        try:
+            yield
+        except (SiteUnreachable, TransferInterrupted, HostKeyChanged) as error:
+            error.details["route"] = self.route
+            error.why = f"{error.why} (route: {self.route})" if error.why else f"route: {self.route}"
+            if self.route == "direct" and isinstance(error, SiteUnreachable):
+                error.fix = f"{error.fix}; if the sites cannot reach each other, pair them again: the console relays"
+            raise
+
+    def _close_if_idle(self) -> None:
+        with self._lock:
+            line = self._line
+        if not self._retired or line is None:
+            return
+        with line.lock:
+            busy = bool(line.waiting)
+        if not busy:
+            self._discard(line)
+
     def _quick(self, verb: str, **params: Any) -> Any:
         deadline = time.monotonic() + VERB_TIMEOUT_S
         try:
@@ -118,6 +169,7 @@ class SshMover:
         finally:
             with line.lock:
                 line.waiting.pop(number, None)
+            self._close_if_idle()
 
     def _asked(self, verb: str, params: Any) -> tuple[_Line, int, queue.SimpleQueue[_Message]]:
         """The request, sent. A channel that died while idle is noticed here, and one new one is tried."""
@@ -194,21 +246,21 @@ class SshMover:
         with self._lock:
             if self._line is line:
                 self._line = None
-        line.channel.close()
+        _end(line)
 
     def _opened(self) -> _Line:
-        line = _Line(self._open_channel())
+        line = _Line(self._open_channel(), relays=None if self._relays is None else self._relays())
         hello: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(line, hello), name=f"mover {self._site_id}", daemon=True).start()
         try:
             self._check(line, hello.get(timeout=HELLO_TIMEOUT_S))
         except queue.Empty as error:
-            line.channel.close()
+            _end(line)
             raise TransferInterrupted(
                 "The mover did not greet", why=f"nothing within {HELLO_TIMEOUT_S:g} s", stderr=line.last_words
             ) from error
         except VaporError:
-            line.channel.close()
+            _end(line)
             raise
         return line
 
@@ -248,7 +300,7 @@ def _read(line: _Line, hello: queue.SimpleQueue[Any]) -> None:
         if not greeted:
             hello.put(error)
     finally:
-        line.channel.close()
+        _end(line)
         line.last_words = line.channel.last_words()
         with line.lock:
             line.ended = True
@@ -259,6 +311,9 @@ def _read(line: _Line, hello: queue.SimpleQueue[Any]) -> None:
 
 
 def _dispatch(line: _Line, value: Any) -> None:
+    if isinstance(value, dict) and value.get("event") == "relay" and line.relays is not None:
+        _join(line, line.relays, value.get("data"))
+        return
     if not isinstance(value, dict) or not isinstance(value.get("id"), int):
         raise ProtocolError("The mover answered nobody", got=str(value)[:200])
     with line.lock:
@@ -272,6 +327,29 @@ def _dispatch(line: _Line, value: Any) -> None:
     elif "result" in value:
         answers.put(_Message("result", value["result"]))
     # Events of kinds we do not know are news of a newer mover: they change nothing for us.
+
+
+def _join(line: _Line, relays: RelayBoard, data: Any) -> None:
+    """The mover asks for a relay: joined in a thread of its own, for SSH and the keyring take their time."""
+    if not isinstance(data, dict):
+        raise ProtocolError("The mover asked for a relay without saying which")
+    meeting, peer_site = str(data.get("meeting")), str(data.get("peer_site"))
+
+    def ended(error: VaporError) -> None:
+        params = {"meeting": meeting, "error": error.to_wire()}
+        try:
+            line.channel.send({"id": _NOBODY, "verb": "relay-ended", "params": params})
+        except SiteUnreachable:
+            _log.debug("the mover of an ended relay is gone too")
+
+    threading.Thread(target=relays.join, args=(meeting, peer_site, ended), name="relay join", daemon=True).start()
+
+
+def _end(line: _Line) -> None:
+    """The mover goes first: what its receivers have by then is durable. Idempotent."""
+    line.channel.close()
+    if line.relays is not None:
+        line.relays.close()
 
 
 def _interrupted(line: _Line, what: str = "The transfer broke off") -> TransferInterrupted:

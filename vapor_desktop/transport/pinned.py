@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -51,6 +54,9 @@ class PinnedHttp:
     """
 
     def __init__(self, api_url: str, cert_pem: str) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._closed = False
         self._url = httpx2.URL(api_url)
         self.place = f"{self._url.netloc.decode()}"
         self._client = httpx2.Client(
@@ -84,11 +90,38 @@ class PinnedHttp:
         }
         if body is not None:
             options["json"] = body
-        return self._answer(self._send(method, path, options, read_s))
+        with self._open():
+            return self._answer(self._send(method, path, options, read_s))
 
     def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
+        """No new requests; the connections are closed with the last one that is running."""
+        with self._lock:
+            self._closed = True
+            idle = not self._running
+        if idle:
+            self._client.close()
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Counts a request. Raises SiteUnreachable after ``close``: whoever asked has an old connection."""
+        with self._lock:
+            if self._closed:
+                raise SiteUnreachable(
+                    f"The connection to {self.place} was given up meanwhile", why="the site was lost or edited",
+                    fix="The next try opens a new one",
+                )  # fmt: skip
+            self._running += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+            last = self._closed and not self._running
+        if last:
+            self._client.close()
 
     def _send(self, method: str, path: str, options: dict[str, Any], read_s: float) -> httpx2.Response:
         for again in (method == "GET", False):

@@ -69,9 +69,22 @@ class SshFiles:
             _write(wrapper, f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', 0o700)
         return wrapper
 
-    def argv(self, site: Site, *words: str) -> list[str]:
-        """The argument list that runs ``words`` at the site, as our own processes do."""
-        target = ["-T", "-i", str(self.directory / "key"), "-p", str(site.ssh_port), "-l", site.ssh_user, "--"]
+    def argv(self, site: Site, *words: str, shared: bool = True) -> list[str]:
+        """The argument list that runs ``words`` at the site, as our own processes do.
+
+        ``shared`` False: not on the shared connection. ``-S`` wins over the wrapper's ControlPath [ssh(1)].
+        """
+        target = [
+            *([] if shared else ["-S", "none"]),
+            "-T",
+            "-i",
+            str(self.directory / "key"),
+            "-p",
+            str(site.ssh_port),
+            "-l",
+            site.ssh_user,
+            "--",
+        ]
         return [str(self.wrapper(site)), *target, site.ssh_host, *words]
 
     def libvirt_uri(self, site: Site) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import stat
 import struct
 import sys
 import threading
@@ -53,18 +52,15 @@ def _answers(mover: socket.socket) -> None:
 
 
 def _carry(here: int, there: int) -> None:
-    """Until one of the two ends. sshd's streams are pipes (else sockets, copied): the kernel moves the pages."""
-    piped = any(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in (here, there))
-    try:
-        if piped:
-            while os.splice(here, there, CHUNK_BYTES):
-                pass
-        else:
-            while data := memoryview(os.read(here, CHUNK_BYTES)):
-                while data:
-                    data = data[os.write(there, data) :]
-    except (BrokenPipeError, ConnectionResetError):
-        return
+    """Until one of the two ends. One buffer, read and written in place."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    for fd in (here, there):
+        os.set_blocking(fd, True)
+    with suppress(BrokenPipeError, ConnectionResetError):
+        while got := os.readv(here, [buffer]):
+            at = 0
+            while at < got:
+                at += os.write(there, buffer[at:got])
 
 
 def receive(source_site: str) -> int:
