@@ -153,6 +153,8 @@ def test_a_console_may_run_virt_ssh_helper_and_no_shell(there: SiteSettings, tmp
         refusals = (
             "sh", "", "sh -c id", "sh -c 'sh -c id'", "virt-ssh-helper qemu:///session",
             "virt-ssh-helper 'qemu:///system'; id", "sh -c 'virt-ssh-helper 'qemu:///system'; id'",
+            "mover --receive-command sh", "relay-source", "relay-source ../x", f"relay-receive {CONSOLE} sh",
+            f"relay-receive {CONSOLE}",  # no peer of this site
         )  # fmt: skip
         for refused in refusals:
             done = subprocess.run([*ssh, *([refused] if refused else [])], capture_output=True, text=True, input="")

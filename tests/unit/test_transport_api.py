@@ -343,3 +343,31 @@ def test_a_get_on_a_connection_the_site_just_closed_is_asked_once_more(
     assert api.storage() == ()
     assert len(server.requests) == 3
     api.close()
+
+
+def test_closing_while_a_request_runs_lets_it_finish_and_refuses_the_next(
+    api: HttpSiteApi, server: TlsServer
+) -> None:
+    """A worker that finds a site dead drops its connections; other workers may be using them."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(_request: Request) -> tuple[int, Any]:
+        asked.set()
+        assert go_on.wait(20)
+        return 200, {"vm_uuid": "v", "holder": "e", "holder_name": "n", "purpose": "cycle", "fence": 4} | {
+            "expires_at": "2026-01-01T00:01:00Z"
+        }  # fmt: skip
+
+    server.answers["GET", "/leases/v"] = slow
+    found: list[Lease | None] = []
+    running = threading.Thread(target=lambda: found.append(api.lease("v")))
+    running.start()
+    assert asked.wait(20)
+    api.close()
+    go_on.set()
+    running.join(20)
+    assert [lease.fence for lease in found if lease is not None] == [4]
+    with pytest.raises(SiteUnreachable, match="given up meanwhile"):
+        api.lease("v")
+    with pytest.raises(SiteUnreachable):
+        api.release_lease("v", 4)
