@@ -284,3 +284,13 @@ def test_cancel_ends_within_moments(pair: Pair, vda: SourceDisk) -> None:
         with pytest.raises(TransferCancelled):
             pair.mover().transfer(slow(pair, socket), lambda p: begun.set() if p.done_bytes else None, cancelled)
         assert time.monotonic() - started < 3
+
+
+def test_who_holds_a_dropped_mover_is_told_to_try_again(pair: Pair, vda: SourceDisk) -> None:
+    with export(vda.path) as socket:
+        request = pair.rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1")
+        held = pair.mover()
+        pair.gateway.drop(pair.a.site_id)
+        with pytest.raises(SiteUnreachable, match="given up meanwhile"):
+            held.transfer(request, lambda _progress: None, lambda: False)
+        assert pair.send(request).published
