@@ -46,6 +46,11 @@ LOW_SPACE = 0.1
 CLOCK_TELLS_S = 60.0
 
 
+_DEMO = (
+    Banner("demo", Severity.IDLE, "Demo: both sites and their guests live on this machine only, and go with it"),
+)
+
+
 class EngineBackend:
     """Implements ``engine.backend.Backend`` over one Engine object (active or standing by)."""
 
@@ -82,7 +87,7 @@ class EngineBackend:
             pairs=pairs,
             protections=rows,
             unprotected=tuple(vm for vm in self._engine.sites.vms() if vm.vm_uuid not in covered),
-            banners=(*_banners(rows, where), *_site_banners(site_rows)),
+            banners=(*_DEMO[: int(self._demo)], *_banners(rows, where), *_site_banners(site_rows)),
             alerts=alerts,
             tasks=_tasks(rows),
             demo=self._demo,

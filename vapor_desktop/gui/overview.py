@@ -163,12 +163,13 @@ class Overview(QWidget):
         self.table = RecordTable(self.attention, "Virtual machines that need attention", page)
         self.table.doubleClicked.connect(lambda index: self._open(index.row()))
         self.table.activated.connect(lambda index: self._open(index.row()))
-        box.addWidget(self.table, 1)
+        box.addWidget(self.table, 100)
         box.addWidget(QLabel("<b>Sites</b>", page))
         self._sites = QLabel(page)
         self._sites.setWordWrap(True)
         self._sites.setTextFormat(Qt.TextFormat.RichText)
         box.addWidget(self._sites)
+        box.addStretch(1)  # takes the room while there is no table
         return page
 
     def take(self, snapshot: Snapshot) -> None:

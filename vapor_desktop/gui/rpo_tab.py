@@ -39,6 +39,16 @@ RANGES = {
 Loaded = tuple[Sequence[RpoSample], Series, datetime, datetime]
 
 
+def first_span(age: timedelta) -> timedelta:
+    """The range to begin with: a day, or an hour for a VM that has been protected for less than a few."""
+    return RANGES["1 h"] if age < timedelta(hours=3) else RANGES["24 h"]
+
+
+def _begin(since: datetime, created_at: datetime | None) -> datetime:
+    """Before a VM was protected nothing was unknown: there was nothing to know."""
+    return since if created_at is None else max(since, created_at)
+
+
 class RpoTab(QWidget):
     """Asks for samples in a worker, builds the series there, and draws it here."""
 
@@ -47,6 +57,7 @@ class RpoTab(QWidget):
         self._context = context
         self._key: str | None = None
         self._span = RANGES["24 h"]
+        self._created_at: datetime | None = None
         self._samples: Sequence[RpoSample] = ()
         self._pending: Call | None = None
         self._loaded_at: datetime | None = None
@@ -94,6 +105,10 @@ class RpoTab(QWidget):
         """Another VM, or the same one a second later."""
         if status.key != self._key:
             self._key, self._samples, self._loaded_at = status.key, (), None
+            self._created_at = status.protection.created_at
+            self._span = first_span(now - self._created_at)
+            for name, span in RANGES.items():
+                self.ranges[name].setChecked(span == self._span)
             self.graph.show_series(Series(), now - self._span, now)
             self.summary.setText("Reading…")
         every = max(1.0, self._span.total_seconds() / 600)
@@ -116,10 +131,12 @@ class RpoTab(QWidget):
         if self.graph.span != span:
             self.summary.setText("Reading…")
 
+        created_at = self._created_at
+
         def work() -> Loaded:
             until = datetime.now(UTC)
             samples = backend.rpo_samples(key, until - span)
-            return samples, build(samples, until - span, until), until - span, until
+            return samples, build(samples, _begin(until - span, created_at), until), until - span, until
 
         self._pending = self._context.bridge.ask(work, self, lambda loaded: self._show(key, loaded), self._failed)
 
@@ -130,7 +147,7 @@ class RpoTab(QWidget):
         self._samples, series, since, until = loaded
         self._loaded_at = until
         self.graph.show_series(series, since, until)
-        self.summary.setText(self.describe(series, since, until))
+        self.summary.setText(self.describe(series, _begin(since, self._created_at), until))
 
     def _failed(self, error: VaporError) -> None:
         self._pending = None
