@@ -27,6 +27,8 @@ CONNECT_S = 2.0
 
 Versions = Callable[[], tuple[str, str]]
 
+_WILDCARDS = {"0.0.0.0", "::", ""}  # noqa: S104 - compared with, never bound here
+
 
 def run_checks(settings: SiteSettings, versions: Versions) -> Iterator[DoctorCheck]:
     """Every check, in the order a person would mend things. None raises."""
@@ -39,7 +41,8 @@ def run_checks(settings: SiteSettings, versions: Versions) -> Iterator[DoctorChe
     yield _apparmor(settings)
     yield _clock()
     yield _identity(settings)
-    yield _port("API port", "127.0.0.1", settings.port, "Start it: `systemctl enable --now vapor-site`")
+    listen = "127.0.0.1" if settings.listen in _WILDCARDS else settings.listen
+    yield _port("API port", listen, settings.port, "Start it: `systemctl enable --now vapor-site`")
     yield _port("SSH port", settings.reach_ssh_address, settings.ssh_port, "Install and start openssh-server")
     yield _host_keys(settings)
     yield _command(settings)
