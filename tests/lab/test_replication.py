@@ -5,8 +5,12 @@ The guests keep diaries (``vapor_desktop/lab/diary.py``): numbered, checksummed 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import pytest
 
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.keyring_session import KeyringSession
-from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.lab import Lab, Site
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage, remove_guests
 
@@ -124,6 +128,52 @@ def test_a_killed_daemon_costs_no_point(stage: Stage, victim: str, site: str) ->
         host.start_site_service()
     next_points(stage, timeout_s=150)
     assert_identical(stage)
+
+
+def processes_of(host: Site, word: str) -> list[int]:
+    """Pids on that host whose command line has the word."""
+    found = []
+    for pid in host.processes():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize(("site", "word"), [("a", "mover"), ("b", "receive")])
+def test_a_killed_end_of_the_mover_costs_no_point(stage: Stage, site: str, word: str) -> None:
+    host = stage.lab.sites[site]
+    wait_until(lambda: bool(processes_of(host, word)), f"a running {word}", timeout_s=60)
+    wait_until(
+        lambda: any(stage.row(n).cycle_started_at is not None for n in NAMES), "a cycle", timeout_s=60, every_s=0.01
+    )
+    for pid in processes_of(host, word):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    next_points(stage, 2, timeout_s=150)
+    assert_identical(stage)
+
+
+def test_a_killed_engine_leaves_nothing_that_the_next_one_cannot_mend(stage: Stage) -> None:
+    """The engine of another process is killed in the middle of a cycle; ours goes on without a hand."""
+    stage.close()
+    words = [sys.executable, "-m", "vapor_desktop.cli.main", "watch", "--json", "--interval", "0.5"]
+    engine = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert engine.stdout is not None
+    try:
+        for line in engine.stdout:  # until a cycle runs there
+            if any(row["state"] in {"syncing", "comparing"} for row in json.loads(line)):
+                break
+    finally:
+        engine.kill()
+        engine.wait()
+        engine.stdout.close()
+    stage.open()
+    stage.compare_every_point()
+    next_points(stage, 2, timeout_s=150)
+    assert_identical(stage)
+    for name in NAMES:
+        assert stage.lab.sites["a"].virsh("domstate", name) == "running"
 
 
 def test_a_killed_qemu_means_compare_and_sends_only_what_differs(stage: Stage) -> None:
