@@ -140,7 +140,7 @@ def processes_of(host: Site, word: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("site", "word"), [("a", "mover"), ("b", "receive")])
+@pytest.mark.parametrize(("site", "word"), [("a", "console"), ("b", "peer")])
 def test_a_killed_end_of_the_mover_costs_no_point(stage: Stage, site: str, word: str) -> None:
     host = stage.lab.sites[site]
     wait_until(lambda: bool(processes_of(host, word)), f"a running {word}", timeout_s=60)
