@@ -23,9 +23,17 @@ from vapor_desktop.gui.main_window import MainWindow
 from vapor_desktop.gui.theme import Scheme, Theme
 
 
-@pytest.fixture
-def theme(qapp: QApplication) -> Theme:
+@pytest.fixture(scope="session")
+def only_theme(qapp: QApplication) -> Theme:
+    """As in the program there is one: each new one would exchange the application's style under living widgets."""
     return Theme(qapp, Scheme.LIGHT)
+
+
+@pytest.fixture
+def theme(only_theme: Theme) -> Theme:
+    if only_theme.scheme is not Scheme.LIGHT:
+        only_theme.use(Scheme.LIGHT)
+    return only_theme
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ NAMES = ["web", "db"]
 @pytest.fixture(scope="module")
 def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Two paired sites and two protected guests under load, on an engine of this process."""
+    remove_guests(lab)
     home = tmp_path_factory.mktemp("console")
     for spec in guests.DEFAULT_GUESTS:
         guests.add(lab.sites["a"], spec, lab.cache)

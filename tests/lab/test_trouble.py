@@ -24,6 +24,7 @@ NAME = "small"
 @pytest.fixture(scope="module")
 def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """One guest whose replica lies on a small file system of its own."""
+    remove_guests(lab)
     home = tmp_path_factory.mktemp("console")
     a, b = lab.sites["a"], lab.sites["b"]
     guests.add(a, guests.GuestSpec(NAME, rate=5, scratch=1), lab.cache)

@@ -23,6 +23,7 @@ NAME = "ctl"
 @pytest.fixture(scope="module")
 def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A user with a keyring and an empty database, and one guest to protect."""
+    remove_guests(lab)
     path = tmp_path_factory.mktemp("user")
     guests.add(lab.sites["a"], guests.GuestSpec(NAME, rate=5, scratch=1), lab.cache)
     guests.wait_for(lab.sites["a"], NAME, "VAPOR-DIARY ", timeout_s=90)
