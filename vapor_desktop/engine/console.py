@@ -10,6 +10,7 @@ from datetime import datetime
 from vapor_desktop.engine import preflight, records
 from vapor_desktop.engine.backend import OnCheck
 from vapor_desktop.engine.operations.seed import ImageFormat, SeedCopy
+from vapor_desktop.engine.plan import ours
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
 from vapor_desktop.engine.runtime import LAPSED, Engine
 from vapor_desktop.engine.sitewatch import vm_status
@@ -220,8 +221,6 @@ class EngineBackend:
 
     def _forget_checkpoints(self, p: Protection) -> None:
         """Bitmaps cost the guest a little on every write: remove ours. An unreachable source keeps them."""
-        from vapor_desktop.engine.plan import ours
-
         source = self._repository.site(p.source_site)
         if source is None:
             return

@@ -6,7 +6,9 @@ when its heart-beat lapses. Both read and write only the database, so a console 
 
 from __future__ import annotations
 
+import getpass
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from vapor_desktop.engine import alerts as alert_rules
-from vapor_desktop.engine import scheduler
+from vapor_desktop.engine import records, scheduler
 from vapor_desktop.engine.ports import (
     Clock,
     Command,
@@ -343,8 +345,6 @@ class Engine:
         protection_id = str(args["protection_id"])
         p = self.repository.protection(protection_id)
         if p is not None and p.not_before is not None:
-            from vapor_desktop.engine import records
-
             records.update(self.repository, protection_id, lambda q: q.model_copy(update={"not_before": None}))
         self._asked.add(protection_id)
         self.forget_rows()
@@ -389,9 +389,6 @@ def _dead_here(engine: EngineRow) -> bool:
 
 def new_identity(kind: str, clock: Clock) -> EngineIdentity:
     """A unique id that sorts by start time, and a name for people."""
-    import getpass
-    import secrets
-
     stamp = clock.now().strftime("%Y%m%dT%H%M%S%f")
     name = f"{getpass.getuser()}@{socket.gethostname()}"
     return EngineIdentity(f"{stamp}-{secrets.token_hex(4)}", name, kind)

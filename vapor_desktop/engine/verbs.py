@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vapor_desktop.engine import records
+from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.operations.failover import Failover, effects, points_of
 from vapor_desktop.engine.ports import Clock, Repository, SiteGateway
 from vapor_desktop.engine.sitewatch import SiteWatch
@@ -126,8 +127,6 @@ class Recovery:
     def _under_lease(
         self, protection_id: str, purpose: str, act: Callable[[Manifest, WriteGrant, str, Site], Manifest]
     ) -> None:
-        from vapor_desktop.engine.lease import HeldLease
-
         p = self._protection(protection_id)
         site = self._site(p.target_site)
         api = self._gateway.api(site)
