@@ -164,12 +164,14 @@ class Engine:
             return
         self._beat_at = now_mono
         now = self.clock.now()
+        # Be seen first, then look: of two that start together at least one sees the other.
+        mine = EngineRow(self.identity.engine_id, socket.gethostname(), os.getpid(), self.identity.kind, now)
+        self.repository.beat(mine)
         living = [
             e
             for e in self.repository.engines()
             if e.engine_id != self.identity.engine_id and now - e.heartbeat_at < LAPSED and not _dead_here(e)
         ]
-        mine = EngineRow(self.identity.engine_id, socket.gethostname(), os.getpid(), self.identity.kind, now)
         # The oldest id in the table acts; ids begin with their start time, so that is the engine that came first.
         if all(self.identity.engine_id < e.engine_id for e in living):
             if not self.active:
@@ -177,7 +179,6 @@ class Engine:
                 self._active.set()
         else:
             self._active.clear()
-        self.repository.beat(mine)
 
     def _look_at_sites(self) -> None:
         now = self.clock.monotonic()
