@@ -81,7 +81,7 @@ def test_a_job_that_nobody_renews_is_ended(rig: Rig) -> None:
     wait_for(lambda: rig.hypervisor.our_job(rig.vm) is None, "the guardian ends the lapsed job", 15)
     wait_for(lambda: rig.what() == ["job-ended"], "the event", 5)
     assert "did not renew" in rig.events.since(None)[0].why
-    assert list(rig.scratch.iterdir()) == []
+    wait_for(lambda: list(rig.scratch.iterdir()) == [], "libvirt deletes the scratch, a moment later", 10)
     assert rig.hypervisor.domain(rig.vm).state == "running"
 
 
@@ -93,7 +93,7 @@ def test_filling_scratch_ends_the_job_and_gives_the_space_back(rig: Rig) -> None
     wait_for(lambda: rig.hypervisor.our_job(rig.vm) is None, "the guardian ends the job", 15)
     wait_for(lambda: rig.what() == ["job-ended"], "the event", 5)
     assert "its reserve is" in rig.events.since(None)[0].why
-    assert free_bytes(rig.scratch) > 60 * MIB
+    wait_for(lambda: free_bytes(rig.scratch) > 60 * MIB, "libvirt gives the space back, a moment later", 10)
     assert rig.hypervisor.domain(rig.vm).state == "running"
 
 
