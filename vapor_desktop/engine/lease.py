@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
 from vapor_desktop.engine.ports import SiteApi
-from vapor_desktop.model.errors import StaleLease, VaporError
+from vapor_desktop.model.errors import LeaseHeld, StaleLease, VaporError
 from vapor_desktop.model.wire import Lease, LeaseRequest
 
 TTL_S = 60.0
@@ -17,17 +18,30 @@ class HeldLease:
     """Acquires on enter, renews in the background, releases on exit.
 
     A lease that could not be renewed is *lost*: ``lost()`` turns True and the work must stop. The site refuses
-    the stale number anyway; this only saves the effort.
+    the stale number anyway; this only saves the effort. The holder's name says what for: an engine's own cycle
+    must not step into its failover any more than another engine's. ``wait_s``: how long to wait for a holder to end.
     """
 
     def __init__(
-        self, api: SiteApi, vm_uuid: str, holder: str, holder_name: str, purpose: str, takeover: str | None = None
+        self,
+        api: SiteApi,
+        vm_uuid: str,
+        holder: str,
+        holder_name: str,
+        purpose: str,
+        takeover: str | None = None,
+        wait_s: float = 0.0,
     ) -> None:
         self._api = api
         self._vm_uuid = vm_uuid
         self._request = LeaseRequest(
-            holder=holder, holder_name=holder_name, purpose=purpose, ttl_s=TTL_S, takeover_reason=takeover
+            holder=f"{holder}/{purpose}",
+            holder_name=holder_name,
+            purpose=purpose,
+            ttl_s=TTL_S,
+            takeover_reason=takeover,
         )
+        self._wait_s = wait_s
         self._done = threading.Event()
         self._lost: VaporError | None = None
         self._thread: threading.Thread | None = None
@@ -47,7 +61,7 @@ class HeldLease:
         return self._lost is not None
 
     def __enter__(self) -> Self:
-        self._lease = self._api.acquire_lease(self._vm_uuid, self._request)
+        self._lease = self._acquire()
         self._thread = threading.Thread(target=self._renew, name=f"lease-{self._vm_uuid[:8]}", daemon=True)
         self._thread.start()
         return self
@@ -64,6 +78,16 @@ class HeldLease:
             except VaporError:
                 # It expires by itself; the work's own error, if any, matters more.
                 return
+
+    def _acquire(self) -> Lease:
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            try:
+                return self._api.acquire_lease(self._vm_uuid, self._request)
+            except LeaseHeld:
+                if time.monotonic() >= deadline:
+                    raise
+                self._done.wait(0.2)
 
     def _renew(self) -> None:
         missed = 0

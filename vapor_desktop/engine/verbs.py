@@ -130,7 +130,7 @@ class Recovery:
         p = self._protection(protection_id)
         site = self._site(p.target_site)
         api = self._gateway.api(site)
-        with HeldLease(api, p.vm_uuid, self._identity.engine_id, self._identity.name, purpose) as lease:
+        with HeldLease(api, p.vm_uuid, self._identity.engine_id, self._identity.name, purpose, wait_s=30) as lease:
             manifest = api.replica(p.vm_uuid).manifest
             newest = manifest.newest
             grant = WriteGrant(
