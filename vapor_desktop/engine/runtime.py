@@ -1,7 +1,8 @@
 """The engine: a loop that looks, decides and hands work to threads. No Qt; blocks in ``run`` until ``stop``.
 
-Exactly one engine per database acts; another that finds a living one waits as a stand-by and takes over
-when its heart-beat lapses. Both read and write only the database, so a console beside it is a mere viewer.
+One engine per database acts; another that finds a living one waits as a stand-by and takes over when its
+heart-beat lapses. Two that start in the same instant may both act until the next heart-beat: the sites' leases
+exclude, this only saves the effort. Both meet only in the database, so a console beside it is a mere viewer.
 """
 
 from __future__ import annotations
