@@ -97,13 +97,17 @@ def alive(pid: int) -> bool:
 
 
 def kill_members(keys: Iterable[tuple[int, int]], *, spare: Iterable[int] = (), timeout_s: float = 10.0) -> list[int]:
-    """SIGKILL all members, again and again until none is left (they may fork meanwhile); returns the killed."""
+    """SIGKILL all members, again and again until none is left (they may fork meanwhile); returns the killed.
+
+    A dying process gives up its namespaces before its files (Linux do_exit: exit_task_namespaces, then the
+    deferred closes), so being no member any more is not being gone: the killed are waited for by number.
+    """
     wanted, spared, killed = set(keys), set(spare), set[int]()
 
     def gone() -> bool:
         left = [pid for pid in members(wanted) if pid not in spared and alive(pid)]
         killed.update(pid for pid in left if kill(pid))
-        return not left
+        return not left and not any(alive(pid) for pid in killed)
 
     wait_until(gone, "The end of all processes of the namespace", timeout_s=timeout_s, every_s=0.02)
     return sorted(killed)
