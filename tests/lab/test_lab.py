@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from left_behind import inventory
 
 from vapor_desktop.lab import diary
 from vapor_desktop.lab.guests import GuestSpec, agent
@@ -24,34 +22,6 @@ CACHE = Path.home() / ".cache/vapor-lab"
 ON_CONSOLE = 60.0
 RAW = "/var/lib/libvirt/images/cut.raw"
 SHOT, EARLY = "/var/lib/libvirt/images/web.ppm", "/var/lib/libvirt/images/early.qcow2"
-
-
-def inventory(lab: Lab) -> dict[str, object]:
-    """What this lab could leave behind on the outer machine (others may come and go meanwhile)."""
-    links = json.loads(subprocess.run(["ip", "-j", "link"], check=True, capture_output=True, text=True).stdout)
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    rules = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True).stdout.splitlines()
-    names = (str(lab.state), f"vapor-lab-{lab.name}-")
-    return {
-        "links": [link["ifname"] for link in links if lab.layout.tag in link["ifname"]],
-        "mounts": [mount for mount in mounts if any(name in mount for name in names)],
-        "namespaces": [path.name for path in Path("/run/netns").glob(f"vapor-lab-{lab.name}-*")],
-        "state": lab.state.exists(),
-        "rules": [rule for rule in rules if "VAPOR-LAB" in rule or lab.layout.tag in rule],
-        "accounts": [line for line in Path("/etc/passwd").read_text().splitlines() if line.startswith("vapor:")],
-        "processes": [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and lab.state.name in _words(entry)
-        ],
-    }
-
-
-def _words(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def reaches(lab: Lab, site: str, address: str) -> bool:
@@ -192,49 +162,6 @@ def test_link_between_the_sites_is_cut_and_mended(bare_lab: Lab) -> None:
     finally:
         bare_lab.mend_link("b")
     assert answers(b.address, SSH_PORT)
-
-
-SEND = """import socket, sys
-with socket.create_connection((sys.argv[1], 5001), 20) as out:
-    out.sendall(bytes(4 << 20))
-    out.shutdown(socket.SHUT_WR)
-    assert out.recv(2) == b"ok"
-"""
-
-
-@pytest.mark.parametrize(("shape", "shaped"), [({"rate": "40mbit"}, True), ({}, False)])
-def test_link_is_shaped(bare_lab: Lab, shape: dict[str, str], shaped: bool) -> None:
-    """4 MiB at 40 Mbit/s take 0.8 s; unshaped a blink."""
-    a = bare_lab.sites["a"]
-    with socket.create_server((bare_lab.layout.console_address, 5001)) as server:
-        bare_lab.shape(**shape)
-        try:
-            assert bool(a.link_state.shape) is shaped
-            words = [*a.enter(), "/usr/bin/python3", "-c", SEND, bare_lab.layout.console_address]
-            with subprocess.Popen(words) as sender:
-                connection, _ = server.accept()
-                start, got = time.monotonic(), 0
-                with connection:
-                    while chunk := connection.recv(1 << 16):
-                        got += len(chunk)
-                    connection.sendall(b"ok")
-                    took_s = time.monotonic() - start
-                assert sender.wait(20) == 0
-        finally:
-            bare_lab.shape()
-    assert got == 4 << 20
-    assert (took_s > 0.7) is shaped
-    assert a.link_state.shape == ""
-
-
-def test_packets_are_lost(bare_lab: Lab) -> None:
-    bare_lab.shape(loss="100%", sites=["b"])
-    try:
-        assert not answers(bare_lab.sites["b"].address, SSH_PORT)
-        assert answers(bare_lab.sites["a"].address, SSH_PORT)
-    finally:
-        bare_lab.shape()
-    assert answers(bare_lab.sites["b"].address, SSH_PORT)
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,21 @@ class SiteLayout:
         return f"vl{self.lab.tag}{self.name}"
 
     @property
+    def near_bridge(self) -> str:
+        """Where its port is plugged in while its cable is led through a delay line (``wire``)."""
+        return f"{self.port_device}w"
+
+    @property
+    def near_device(self) -> str:
+        """The delay line's end at the host."""
+        return f"{self.port_device}n"
+
+    @property
+    def far_device(self) -> str:
+        """The delay line's end at the lab's bridge."""
+        return f"{self.port_device}f"
+
+    @property
     def directory(self) -> Path:
         """What the lab keeps about it."""
         return self.lab.state / self.name
@@ -90,6 +105,11 @@ class LabLayout:
     def bridge(self) -> str:
         """The bridge in the outer machine's namespace."""
         return f"vl{self.tag}br"
+
+    @property
+    def bridge_mac(self) -> str:
+        """Its Ethernet address: left to the kernel, it would change with the ports, and the hosts' ARP go stale."""
+        return f"02:00:{self.tag[:2]}:{self.tag[2:4]}:{self.tag[4:]}:01"
 
     @property
     def subnet(self) -> IPv4Network:

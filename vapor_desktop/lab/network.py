@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
+from vapor_desktop.lab import wire
 from vapor_desktop.lab.layout import DOCUMENTATION_RANGE, MAX_LABS, LabLayout, SiteLayout
 from vapor_desktop.lab.processes import LabFailed, run
 
-LOSS_CHAIN = "VAPOR-LAB-LOSS"
 DEVICE = "eth0"  # of every host, inside its namespace
 
 
@@ -42,7 +42,7 @@ def free_index() -> int:
 def create(layout: LabLayout) -> None:
     """Bridge, namespaces, veths and addresses."""
     prefix = layout.subnet.prefixlen
-    run(["ip", "link", "add", layout.bridge, "type", "bridge"])
+    run(["ip", "link", "add", layout.bridge, "address", layout.bridge_mac, "type", "bridge"])
     run(["ip", "address", "add", f"{layout.console_address}/{prefix}", "dev", layout.bridge])
     run(["ip", "link", "set", layout.bridge, "up"])
     for site in layout.sites.values():
@@ -58,7 +58,9 @@ def create(layout: LabLayout) -> None:
 
 
 def remove(layout: LabLayout) -> None:
-    """Whatever of it exists; processes must be gone already."""
+    """Whatever of it exists; the hosts' processes must be gone already."""
+    for site in layout.sites.values():
+        wire.remove(site)
     names = {link["ifname"] for link in json.loads(run(["ip", "-j", "link"]).stdout)}
     for device in [*(site.port_device for site in layout.sites.values()), layout.bridge]:
         if device in names:
@@ -103,7 +105,7 @@ class LinkState:
 
     port_up: bool
     hears_peer: bool
-    shape: str  # tc's and netfilter's words; empty: unshaped
+    shape: str  # tc's words, and the delay line's; empty: unshaped
 
 
 def state(layout: LabLayout, site: SiteLayout) -> LinkState:
@@ -112,21 +114,21 @@ def state(layout: LabLayout, site: SiteLayout) -> LinkState:
     peers = [peer for peer in layout.sites.values() if peer != site]
     dropped = any(_filter(site, "-C", "INPUT", "-s", peer.address, "-j", "DROP") for peer in peers)
     queue = run(["tc", "-n", site.namespace, "qdisc", "show", "dev", DEVICE]).stdout.strip()
-    chain = run(["ip", "netns", "exec", site.namespace, "iptables", "-w", "-S", LOSS_CHAIN], check=False).stdout
-    losses = [line for line in chain.splitlines() if "--probability" in line]
     shaped = [queue] if "netem" in queue or "tbf" in queue else []
-    return LinkState("UP" in ports[0]["flags"], not dropped, "; ".join(shaped + losses))
+    line = wire.observed(site)
+    return LinkState("UP" in ports[0]["flags"], not dropped, "; ".join(shaped + ([line] if line else [])))
 
 
 def shape(site: SiteLayout, *, rate: str | None, delay: str | None, loss: str | None) -> None:
     """Shape what this host sends (so a round trip between two shaped hosts has twice the delay).
 
     Values as ``tc`` takes them: rate ``100mbit``, delay ``20ms``, loss ``0.5%``. All None: unshaped.
-    Kernels without netem still do rates (tbf) and loss (netfilter), not delays: LabFailed says so.
+    Kernels without netem do the rate by tbf, and delay and loss by a process (``wire``). Raises LabFailed.
     """
+    line = wire.Line.parse(delay, loss)
     device = ["dev", DEVICE, "root"]
     run(["tc", "-n", site.namespace, "qdisc", "delete", *device], check=False)
-    _lose(site, None)
+    wire.remove(site)
     add = ["tc", "-n", site.namespace, "qdisc", "add", *device]
     words = []
     for name, value in (("rate", rate), ("delay", delay), ("loss", loss)):
@@ -135,24 +137,10 @@ def shape(site: SiteLayout, *, rate: str | None, delay: str | None, loss: str | 
     # netem's own queue of 1000 packets would drop on long fat links, which is not what was asked for.
     if not words or run([*add, "netem", "limit", "50000", *words], check=False).returncode == 0:
         return
-    if delay:
-        raise LabFailed("This kernel cannot delay packets", fix="Use a kernel with CONFIG_NET_SCH_NETEM")
     if rate:
         run([*add, "tbf", "rate", rate, "burst", "128k", "latency", "200ms"])
-    _lose(site, loss)
-
-
-def _lose(site: SiteLayout, loss: str | None) -> None:
-    """Drop a share (``1%``) of what the host sends, without netem."""
-    _filter(site, "-D", "OUTPUT", "-o", DEVICE, "-j", LOSS_CHAIN)
-    _filter(site, "-F", LOSS_CHAIN)
-    if loss is None:
-        return
-    chance = f"{float(loss.rstrip('%')) / 100:.6f}"
-    rule = ["-m", "statistic", "--mode", "random", "--probability", chance, "-j", "DROP"]
-    _filter(site, "-N", LOSS_CHAIN)
-    if not (_filter(site, "-A", LOSS_CHAIN, *rule) and _filter(site, "-I", "OUTPUT", "-o", DEVICE, "-j", LOSS_CHAIN)):
-        raise LabFailed(f"This kernel cannot lose {loss} of the packets", fix="Load xt_statistic or sch_netem")
+    if delay or loss:
+        wire.lay(site, line)
 
 
 def forget_guests_links(site: SiteLayout) -> None:
