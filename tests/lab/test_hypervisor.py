@@ -421,6 +421,7 @@ def test_a_thaw_that_waits_does_not_hold_up_the_rest(host: Host, guest: Guest) -
 def test_freeze_asked_of_a_guest_without_an_agent_is_no_error(guest: Guest) -> None:
     job = guest.hypervisor.begin_backup(guest.vm, guest.disks(None), "vapor-p-1-1", "vapor-1.sock", True)
     assert job.frozen is False
+    assert job.frozen_s == 0
     guest.hypervisor.end_backup(guest.vm)
 
 
@@ -487,7 +488,9 @@ def test_freeze_with_a_real_agent(host: Host, hypervisor: LibvirtHypervisor) -> 
         wanted = [BackupDisk("vda", f"/var/lib/libvirt/images/scratch/agent.{seq}", None, True, "vda")]
         return hypervisor.begin_backup(vm, wanted, f"vapor-p-1-{seq}", f"vapor-{seq}.sock", True)
 
-    assert begin(1).frozen
+    job = begin(1)
+    assert job.frozen
+    assert 0 < job.frozen_s < 10
     assert _agent(host, name, '{"execute":"guest-fsfreeze-status"}') == "thawed"
     hypervisor.end_backup(vm)
     assert hypervisor.thaw(vm) is False

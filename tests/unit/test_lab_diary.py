@@ -57,6 +57,24 @@ def test_record_that_was_lost_is_a_gap(last: int, data: st.DataObject) -> None:
     assert parse(bytes(made)).torn == 0
 
 
+def test_the_longest_gap_is_within_a_window_and_within_one_boot() -> None:
+    """Record 5 is 3 s late, record 9 comes after a reboot of a minute."""
+    times = {
+        n: n * 100_000_000 + (3_000_000_000 if n >= 5 else 0) + (60_000_000_000 if n >= 9 else 0)
+        for n in range(1, 12)
+    }
+    made = bytearray(empty_ring(SLOTS))
+    for n, at in times.items():
+        record = Record(n, at, 1 if n < 9 else 2, 0, SLOTS)
+        made[(n - 1) * RECORD_BYTES : n * RECORD_BYTES] = encode(record)
+    report = combine([parse(bytes(made))])
+    assert report.longest_gap_s() == 3.1
+    assert report.longest_gap_s(times[5]) == 0.1
+    assert report.longest_gap_s(0, times[4]) == 0.1
+    assert report.longest_gap_s(times[4], times[5]) == 3.1
+    assert report.longest_gap_s(times[11]) == 0.0
+
+
 @given(st.integers(SLOTS + 2, 4 * SLOTS), st.data())
 def test_record_of_the_lap_before_is_a_gap(last: int, data: st.DataObject) -> None:
     stale = data.draw(st.integers(last - SLOTS + 1, last - 1))

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from replica_bench import MIB, TARGET, VM, Bench, Source, cut_at, read_image, steps_of, write_image
 
-from vapor_desktop.model.errors import Conflict, NotFound, PointPinned, StaleLease
+from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.model.errors import Conflict, HypervisorUnreachable, NotFound, PointPinned, StaleLease
 from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.manifest import Epoch
 from vapor_desktop.model.wire import RunRequest
-from vapor_desktop.site.replica import qcow2
+from vapor_desktop.site.replica import ReplicaStore, qcow2
 from vapor_desktop.site.replica.files import FileLock
+from vapor_desktop.site.tidying import Tidying
 
 
 def make(root: Path, points: int, **options: object) -> Bench:
@@ -229,6 +231,57 @@ def test_a_cut_at_every_step_of_a_drop(tmp_path: Path) -> None:
             bench.publish(incoming)
         bench.check()
         assert only_the_chain(bench), cut
+
+
+def test_the_next_drop_goes_on_with_a_merge_that_was_cut(tmp_path: Path) -> None:
+    """The service was killed in a merge: retention must not stand still until a person reconciles."""
+    (tmp_path / "base").mkdir()
+    base = make(tmp_path / "base", 4)
+    whole = base.copy_to(tmp_path / "whole")
+    for number, cut in enumerate(steps_of(lambda: drop(whole, 2))[::3]):
+        bench = base.copy_to(tmp_path / str(number))
+        cut_at(cut, lambda bench=bench: drop(bench, 2))
+        bench.cycle()
+        drop(bench, 1)
+        assert seqs(bench) in ([2, 3, 4, 5], [3, 4, 5]), cut
+        bench.check()
+        assert only_the_chain(bench), cut
+
+
+def test_the_service_tidies_every_replica_when_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    bench = make(tmp_path / "root", 4)
+    cut_at(("merge-copied", 1), lambda: drop(bench, 2))
+    orphan = tmp_path / "root" / VM / "incoming" / f"{'0' * 32}.qcow2"
+    orphan.write_bytes(b"left over")
+    tidying = Tidying(bench.store)
+    tidying.start()
+    wait_until(lambda: only_the_chain(bench) and not orphan.exists(), "the tidying", timeout_s=20, every_s=0.05)
+    tidying.stop()
+    assert seqs(bench) == [1, 3, 4]
+    bench.check()
+
+
+def test_what_cannot_be_tidied_yet_is_tried_again(tmp_path: Path) -> None:
+    """libvirt starts after the service: nothing is merged while nobody knows what its VMs use."""
+    (tmp_path / "root").mkdir()
+    bench = make(tmp_path / "root", 3)
+    cut_at(("merge-copied", 1), lambda: drop(bench, 1))
+    asked: list[int] = []
+
+    def in_use() -> list[Path]:
+        asked.append(1)
+        if len(asked) < 3:
+            raise HypervisorUnreachable("libvirt does not answer")
+        return []
+
+    store = ReplicaStore([bench.root], TARGET, bench.leases.check, 0, in_use)
+    tidying = Tidying(store, again_s=0.05)
+    tidying.start()
+    wait_until(lambda: only_the_chain(bench), "the third try", timeout_s=20, every_s=0.05)
+    tidying.stop()
+    assert len(asked) >= 3
+    bench.check()
 
 
 def test_a_torn_head_is_put_back(tmp_path: Path) -> None:

@@ -117,6 +117,13 @@ def test_an_overfull_chain_gives_up_its_oldest() -> None:
     assert retention.plan(points, Retention(newest=10), START, [1, 3, 5, 7, 9], chain_limit=4) == []
 
 
+def test_what_the_site_refuses_to_drop_stays_and_its_neighbours_go() -> None:
+    points = [entry(seq, START + timedelta(minutes=seq)) for seq in range(1, 11)]
+    rule = Retention(newest=2, hourly=0, daily=0)
+    assert retention.plan(points, rule, START, refused={4, 5}) == [1, 2, 3, 6, 7, 8]
+    assert retention.plan(points, Retention(newest=10), START, refused={1, 2}, chain_limit=8) == [3, 4, 5]
+
+
 def test_points_from_the_future_count_as_of_now() -> None:
     points = [entry(seq, START + timedelta(days=400 + seq)) for seq in range(1, 20)]
     dropped = retention.plan(points, Retention(newest=2, hourly=3, daily=3), START)

@@ -238,7 +238,7 @@ class Cycle:
             )
             for d in plan.disks
         )
-        draft = self._draft(domain, job.checkpoint, taken_at, consistency, plan)
+        draft = self._draft(domain, job.checkpoint, taken_at, consistency, plan, job.frozen_s)
         result = self._transfer(plan, manifest, disks, draft, lease)
         after = result.manifest or manifest
         if result.empty:
@@ -342,6 +342,7 @@ class Cycle:
         taken_at: datetime,
         consistency: Consistency,
         plan: CyclePlan,
+        frozen_s: float = 0.0,
     ) -> PointDraft:
         return PointDraft(
             protection_id=self._p.protection_id,
@@ -353,6 +354,7 @@ class Cycle:
             nvram_path=domain.nvram_path,
             tpm_dir=domain.tpm_dir if domain.has_tpm else None,
             without_disks=plan.excluded,
+            frozen_s=frozen_s,
         )
 
     def _transfer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ from vapor_desktop.engine.ports import Clock, CycleRecord, Repository, SiteGatew
 from vapor_desktop.engine.scheduler import backoff_s
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model import retention
-from vapor_desktop.model.errors import EpochMoved, NotFound, Unexpected, VaporError
+from vapor_desktop.model.errors import EpochMoved, NotFound, PointPinned, Unexpected, VaporError
 from vapor_desktop.model.manifest import DiskMode, Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
@@ -299,11 +299,12 @@ class ProtectionWorker:
         if not _to_drop(manifest, protection, self._clock, limit):
             return
         api = self._gateway.api(target)
+        refused: set[int] = set()
         try:
             with HeldLease(
                 api, protection.vm_uuid, self._identity.engine_id, self._identity.name, "retention"
             ) as lease:
-                for seq in _to_drop(manifest, protection, self._clock, limit):
+                while due := _to_drop(manifest, protection, self._clock, limit, refused):
                     newest = manifest.newest
                     grant = WriteGrant(
                         fence=lease.fence,
@@ -311,12 +312,19 @@ class ProtectionWorker:
                         source_site=manifest.source_site,
                         parent_seq=newest.seq if newest else None,
                     )
-                    manifest = api.drop_point(protection.vm_uuid, seq, grant)
+                    try:
+                        manifest = api.drop_point(protection.vm_uuid, due[0], grant)
+                    except PointPinned as error:  # something hangs on it that no manifest knows: the others can go
+                        log.info("point stays", vm=protection.vm_name, seq=due[0], error=str(error))
+                        refused.add(due[0])
         except VaporError as error:
             log.info("retention waits", vm=protection.vm_name, code=error.code, error=str(error))
         records.cache_manifest(self._repository, protection.protection_id, manifest)
 
 
-def _to_drop(manifest: Manifest, protection: Protection, clock: Clock, limit: int) -> list[int]:
+def _to_drop(
+    manifest: Manifest, protection: Protection, clock: Clock, limit: int, refused: Collection[int] = ()
+) -> list[int]:
     living = [p for p in manifest.points if not p.dead]
-    return retention.plan(living, protection.policy.retention, clock.now(), chain_limit=limit)
+    rule = protection.policy.retention
+    return retention.plan(living, rule, clock.now(), refused=refused, chain_limit=limit)

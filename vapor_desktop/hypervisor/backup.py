@@ -95,6 +95,7 @@ class BackupJobs:
             flags = PRESERVE_SHUTDOWN_DOMAIN if self._slow.version() >= PRESERVE_SINCE else 0
             asked = frozen and state == "running" and facts.agent_connected
             was_frozen, thawed = False, False
+            asked_at = time.monotonic()
             try:
                 if asked:
                     was_frozen = freeze(dom)
@@ -103,6 +104,7 @@ class BackupJobs:
             finally:
                 if asked:  # also after a freeze that timed out: the guest may freeze later [facts/libvirt 5]
                     thawed = thaw(dom)
+            frozen_s = time.monotonic() - asked_at if was_frozen else 0.0
         return BackupJob(
             vm_uuid=vm_uuid,
             socket_path=path,
@@ -110,6 +112,7 @@ class BackupJobs:
             checkpoint=checkpoint,
             frozen=was_frozen and thawed,
             begun_at=begun_at,
+            frozen_s=frozen_s,
         )
 
     def our_socket(self, vm_uuid: str) -> str | None:

@@ -11,7 +11,8 @@ import tempfile
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from vapor_desktop.lab.processes import LabFailed, run
@@ -44,6 +45,7 @@ class DiskDiary:
     gaps: int
     torn: int
     newest: Record | None
+    records: tuple[Record, ...] = field(default=(), repr=False)  # what the ring still holds, oldest first
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ class DiaryReport:
         """Whether the disks can be of one moment: disk 0 is written first, each later disk after it."""
         lasts = [disk.last for disk in self.per_disk]
         return self.skew <= 1 and lasts == sorted(lasts, reverse=True)
+
+    def longest_gap_s(self, since_ns: int = 0, until_ns: int | None = None) -> float:
+        """The longest time in which the guest could not finish a record on any of its disks.
+
+        Within a window of the guest's own clock and within one run of the program; 0.0 without two records there.
+        """
+        records = self.per_disk[0].records
+        seen = [r for r in records if since_ns <= r.time_ns and (until_ns is None or r.time_ns <= until_ns)]
+        steps = [b.time_ns - a.time_ns for a, b in pairwise(seen) if a.boot == b.boot]
+        return max(steps, default=0) / 1e9
 
     @property
     def sound(self) -> bool:
@@ -118,7 +130,8 @@ def parse(ring: bytes, disk: int = 0) -> DiskDiary:
     last = newest.number if newest else 0
     window = range(max(1, last - slots + 1), last + 1)
     kept = {record.number for record in held.values()}
-    return DiskDiary(last, sum(number not in kept for number in window), torn, newest)
+    records = tuple(sorted(held.values(), key=lambda record: record.number))
+    return DiskDiary(last, sum(number not in kept for number in window), torn, newest, records)
 
 
 def combine(disks: Sequence[DiskDiary]) -> DiaryReport:

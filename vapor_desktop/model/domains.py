@@ -69,3 +69,4 @@ class BackupJob:
     checkpoint: str | None
     frozen: bool  # the guest's file systems were frozen at the moment, and thawed after
     begun_at: datetime  # our clock, between freeze and thaw
+    frozen_s: float = 0.0  # at most this long: from asking for the freeze to the thaw's answer; 0 without a freeze

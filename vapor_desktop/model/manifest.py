@@ -70,6 +70,7 @@ class Point(Value):
     taken_at: datetime
     published_at: datetime  # the target's clock
     consistency: Consistency
+    frozen_s: float = 0.0  # how long the guest's file systems were held for it, at most
     disks: tuple[PointDisk, ...]
     without_disks: tuple[str, ...] = ()  # disks of the VM that this point does not hold (excluded by policy)
     duration_s: float = 0.0

@@ -66,25 +66,29 @@ def plan(
     retention: Retention,
     now: datetime,
     pinned_elsewhere: Collection[int] = (),
+    refused: Collection[int] = (),
+    *,
     chain_limit: int = CHAIN_LIMIT_SHALLOW,
 ) -> list[int]:
     """Numbers of the points to drop now, in the order in which to drop them (oldest first).
 
     points: the manifest's, oldest first. now: the clock of ``taken_at``; a point from the future counts as
-    of now. pinned_elsewhere: also not to be touched. The newest is never among them. When the pins leave
-    more points than a chain may hold, the oldest that can go go as well.
+    of now. pinned_elsewhere: also not to be touched. refused: what the site would not drop just now (something hangs
+    on a file of that merge): they stay, their neighbours may go. The newest is never among them. When the pins
+    leave more points than a chain may hold, the oldest that can go go as well.
     """
     living = [p for p in points if not p.dead]
     fixed = pinned(living) | set(pinned_elsewhere)
+    stays = set(refused)
     keep = _kept(living, retention, now)
     alive = [p.seq for p in living]
     dropped: list[int] = []
     for seq in [p.seq for p in living if p.seq not in keep]:
-        if _droppable(alive, seq, fixed):
+        if seq not in stays and _droppable(alive, seq, fixed):
             alive.remove(seq)
             dropped.append(seq)
     while len(alive) + 1 > chain_limit:
-        oldest = next((seq for seq in alive if _droppable(alive, seq, fixed)), None)
+        oldest = next((s for s in alive if s not in stays and _droppable(alive, s, fixed)), None)
         if oldest is None:
             break
         alive.remove(oldest)

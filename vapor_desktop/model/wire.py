@@ -327,6 +327,7 @@ class PointDraft(Value):
     nvram_path: str | None = None  # on the source; read through the root helper
     tpm_dir: str | None = None
     without_disks: tuple[str, ...] = ()
+    frozen_s: float = 0.0  # how long the guest's file systems were held, at most
 
 
 class Transfer(Value):

@@ -21,6 +21,7 @@ from vapor_desktop.site.seeding import Seeding
 from vapor_desktop.site.settings import SiteSettings
 from vapor_desktop.site.site_events import EventLog
 from vapor_desktop.site.stores import DomainLister, in_use_by, open_store
+from vapor_desktop.site.tidying import Tidying
 from vapor_desktop.site.tokens import TokenBook
 from vapor_desktop.site.versions import VersionWatch
 from vapor_desktop.site.watches import Watches
@@ -52,6 +53,7 @@ class Services:
     guardian: Guardian
     alarm: RpoAlarm
     seeding: Seeding
+    tidying: Tidying
     versions: VersionWatch
     _checks: tuple[float, tuple[DoctorCheck, ...]] = field(default=(float("-inf"), ()))
 
@@ -68,9 +70,11 @@ class Services:
         self.versions.current()
         self.guardian.start()
         self.alarm.start()
+        self.tidying.start()
 
     def stop(self) -> None:
         """End the threads; watches and leases stay on file."""
+        self.tidying.stop()
         self.alarm.stop()
         self.seeding.stop()
         self.guardian.stop()
@@ -101,5 +105,6 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         guardian=Guardian(Watches(settings.watches_dir), libvirt, events),
         alarm=RpoAlarm(store.list, events, alarm_state, settings.alarm.every_s),
         seeding=Seeding(store, helper, settings.run_dir),
+        tidying=Tidying(store),
         versions=VersionWatch(libvirt),
     )

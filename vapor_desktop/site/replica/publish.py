@@ -67,6 +67,7 @@ def publish(
         taken_at=draft.taken_at,
         published_at=datetime.now(UTC),
         consistency=draft.consistency,
+        frozen_s=draft.frozen_s,
         disks=tuple(_described(incoming, d) for d in disks),
         without_disks=draft.without_disks,
         duration_s=duration_s,

@@ -72,16 +72,26 @@ class ReplicaStore:
         self._in_use = in_use
 
     # --- reading: no lock, the manifest is replaced whole ------------------------------------------
-    def list(self) -> list[ReplicaView]:
-        """Every replica, broken ones too (valid False, trouble says why)."""
-        views = []
+    def vms(self) -> list[str]:
+        """UUIDs of the VMs that have a replica here, broken or half deleted ones too."""
+        found = []
         for root in self._roots:
             for top in sorted(root.iterdir()) if root.is_dir() else ():
                 try:
                     if top.is_dir() and not top.is_symlink() and check_vm(top.name) == top.name:
-                        views.append(self.view(top.name))
-                except (NotFound, InvalidRequest):
-                    continue  # another's directory, or one just made or deleted
+                        found.append(top.name)
+                except InvalidRequest:
+                    continue  # another's directory
+        return found
+
+    def list(self) -> list[ReplicaView]:
+        """Every replica, broken ones too (valid False, trouble says why)."""
+        views = []
+        for vm in self.vms():
+            try:
+                views.append(self.view(vm))
+            except NotFound:
+                continue  # just made or deleted
         return views
 
     def view(self, vm: str) -> ReplicaView:
@@ -368,10 +378,15 @@ class ReplicaStore:
     def drop(self, vm: str, seq: int, grant: WriteGrant) -> Manifest:
         """Forget a point by merging the next one down. Raises PointPinned, Conflict, ImageToolFailed.
 
-        Conflict: a receive or another merge is in the way, or a failover stopped this one; ``reconcile``
-        goes on with what was begun.
+        A merge that was cut before goes on first. Conflict: a receive is in the way, or a failover stopped it;
+        the next drop, or ``reconcile``, goes on with what was begun.
         """
         with self._merging(vm) as layout:
+            with locked(layout.lock):
+                self._granted(layout, grant)
+                cut = layout.merge_journal.exists()
+            if cut and self._merge(layout) is None:
+                raise Conflict("Something more urgent stopped a merge that goes on first")
             with locked(layout.lock):
                 merge.start(layout, self._granted(layout, grant), seq, self._scan)
             done = self._merge(layout)
