@@ -57,6 +57,7 @@ def database_url() -> str:
 def build(kind: str, *, demo: bool = False) -> Program:
     """Open the database and wire the adapters. Raises VaporError."""
     from vapor_desktop.hypervisor.connection import LibvirtHypervisor
+    from vapor_desktop.store.durable import DbosOperations
     from vapor_desktop.store.repository import SqlRepository
     from vapor_desktop.store.secrets import FileSecrets, KeyringSecrets
     from vapor_desktop.transport.gateway import Gateway
@@ -67,7 +68,7 @@ def build(kind: str, *, demo: bool = False) -> Program:
     secrets = FileSecrets() if os.environ.get("CREDENTIALS_DIRECTORY") else KeyringSecrets()
     gateway = Gateway(repository, secrets, LibvirtHypervisor)
     identity = new_identity(kind, clock)
-    engine = Engine(repository, gateway, clock, identity)
+    engine = Engine(repository, gateway, clock, identity, DbosOperations(database_url()))
     pairing = SitePairing(secrets, _console_id(repository), identity.name)
     return Program(engine, EngineBackend(engine, pairing, demo=demo))
 

@@ -28,6 +28,7 @@ from vapor_desktop.gui.pair_wizard import PairWizard, fingerprint_text
 from vapor_desktop.gui.theme import Theme
 from vapor_desktop.model.errors import HypervisorUnreachable
 from vapor_desktop.store import SqlRepository
+from vapor_desktop.store.durable import DbosOperations
 from vapor_desktop.transport.gateway import Gateway
 from vapor_desktop.transport.pairing import SitePairing
 
@@ -52,7 +53,9 @@ def backend(tmp_path: Path, secrets: MemorySecrets) -> Iterator[EngineBackend]:
     repository = SqlRepository(f"sqlite:///{tmp_path}/vapor.db")
     gateway = Gateway(repository, secrets, no_hypervisor)
     clock = SystemClock()
-    engine = Engine(repository, gateway, clock, new_identity("console", clock))
+    engine = Engine(
+        repository, gateway, clock, new_identity("console", clock), DbosOperations(f"sqlite:///{tmp_path}/vapor.db")
+    )
     yield EngineBackend(engine, SitePairing(secrets, CONSOLE, "desk"))
     gateway.close()
     repository.close()

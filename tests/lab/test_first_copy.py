@@ -112,12 +112,12 @@ class Job:
         assert list((replica / "disks").iterdir()) == []
         assert self.stage.backend.failover_preview(self.pid).points == ()
         with pytest.raises(VaporError):
-            self.engine.recovery.failover(self.pid, None, "too early")
+            self.stage.backend.failover(self.pid, None, "too early")
         assert self.stage.lab.sites["b"].virsh("list", "--all", "--name").split().count(self.name) == 0
 
     def assert_boots(self) -> None:
         """At the target, with a diary that has no torn and no missing record on any disk."""
-        assert self.engine.recovery.failover(self.pid, None, "proof of the first copy") < 3.0
+        assert self.stage.backend.failover(self.pid, None, "proof of the first copy") < 3.0
         line = self.stage.wait_booted(self.name, "b", timeout_s=90)
         assert re.search(r" gaps=0 torn=0 ", f"{line} "), line
         self.stage.lab.sites["b"].virsh("destroy", self.name)

@@ -19,6 +19,7 @@ from vapor_desktop.model.errors import InvalidRequest, NotFound, SiteUnreachable
 from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, RpoHealth
+from vapor_desktop.store.durable import DbosOperations
 from vapor_desktop.store.repository import SqlRepository
 
 CLOCK = SystemClock()
@@ -85,7 +86,8 @@ def engine(tmp_path: Path, gateway: DarkGateway) -> Iterator[Engine]:
             created_at=CLOCK.now(),
         )
     )
-    made = Engine(repository, gateway, CLOCK, new_identity("console", CLOCK))
+    durable = DbosOperations(f"sqlite:///{tmp_path / 'v.db'}")
+    made = Engine(repository, gateway, CLOCK, new_identity("console", CLOCK), durable)
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
     assert made.wait_active(10)
@@ -137,8 +139,9 @@ def test_a_bug_in_a_cycle_backs_off_like_any_failure(
     wait_until(backed_off, "the back-off", timeout_s=20)
 
 
-def test_a_second_engine_on_the_database_only_looks(engine: Engine) -> None:
-    second = Engine(engine.repository, DarkGateway(), CLOCK, new_identity("console", CLOCK))
+def test_a_second_engine_on_the_database_only_looks(engine: Engine, tmp_path: Path) -> None:
+    durable = DbosOperations(f"sqlite:///{tmp_path / 'v.db'}")
+    second = Engine(engine.repository, DarkGateway(), CLOCK, new_identity("console", CLOCK), durable)
     thread = threading.Thread(target=second.run, daemon=True)
     thread.start()
     try:

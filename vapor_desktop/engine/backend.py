@@ -6,11 +6,12 @@ only errors of ``model.errors``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
+from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import (
     Check,
@@ -64,6 +65,18 @@ class Backend(Protocol):
     def failover_preview(self, protection_id: str) -> FailoverPreview: ...
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         """Emergency failover to that point (None: newest). Returns seconds from the call to running."""
+
+    # durable operations
+    def begin_operation(
+        self, kind: OperationKind, protection_id: str, args: Mapping[str, object], reason: str
+    ) -> str:
+        """Start one; its id. Raises Conflict naming the open operation of that VM."""
+
+    def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]: ...
+    def operation(self, operation_id: str) -> Operation: ...
+    def answer_question(self, operation_id: str, question_id: str, choice: str) -> None: ...
+    def cancel_operation(self, operation_id: str) -> None:
+        """Undo it, up to its point of no return."""
 
     # history
     def points(self, protection_id: str) -> Sequence[PointRow]: ...

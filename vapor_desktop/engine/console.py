@@ -24,6 +24,7 @@ from vapor_desktop.model.errors import (
     from_wire,
 )
 from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
@@ -357,8 +358,62 @@ class EngineBackend:
 
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         """Emergency failover. Returns seconds from the call to running."""
-        args: dict[str, object] = {"protection_id": protection_id, "seq": seq, "reason": reason}
-        return float(str(self._ask("failover", args, VERB_DEADLINE_S)["running_after_s"]))
+        done = self.wait_operation(
+            self.begin_operation(OperationKind.FAILOVER, protection_id, {"seq": seq}, reason), VERB_DEADLINE_S
+        )
+        if done.error is not None:
+            raise from_wire(done.error)
+        return float(done.result["running_after_s"])
+
+    # --- durable operations --------------------------------------------------------------------------------
+    def begin_operation(
+        self, kind: OperationKind, protection_id: str, args: Mapping[str, object], reason: str
+    ) -> str:
+        """Start an operation; its id. Raises Conflict naming the open operation of that VM."""
+        asked: dict[str, object] = {
+            "kind": kind.value,
+            "protection_id": protection_id,
+            "args": dict(args),
+            "reason": reason,
+            "asked_by": self._engine.identity.name,
+        }
+        return str(self._ask("begin", asked, VERB_DEADLINE_S)["operation_id"])
+
+    def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]:
+        """Newest first."""
+        return self._repository.operations(open_only=open_only, limit=limit)
+
+    def operation(self, operation_id: str) -> Operation:
+        """Its journal. Raises NotFound."""
+        operation = self._repository.operation(operation_id)
+        if operation is None:
+            raise NotFound("There is no such operation")
+        return operation
+
+    def answer_question(self, operation_id: str, question_id: str, choice: str) -> None:
+        """What a waiting operation asked."""
+        self._ask(
+            "answer",
+            {"operation_id": operation_id, "question_id": question_id, "choice": choice},
+            VERB_DEADLINE_S,
+        )
+
+    def cancel_operation(self, operation_id: str) -> None:
+        """Undo it, up to its point of no return."""
+        self._ask("cancel-operation", {"operation_id": operation_id}, VERB_DEADLINE_S)
+
+    def wait_operation(self, operation_id: str, timeout_s: float) -> Operation:
+        """Until it ended or asks something. Raises Unexpected when neither happens in time."""
+        deadline = self._clock.monotonic() + timeout_s
+        pause = threading.Event()
+        while True:
+            operation = self.operation(operation_id)
+            if operation.ended or operation.question is not None:
+                self._engine.forget_rows()
+                return operation
+            if self._clock.monotonic() > deadline:
+                raise Unexpected(f"The {operation.kind} of “{operation.vm_name}” has not ended yet")
+            pause.wait(0.02)
 
     # --- helpers ------------------------------------------------------------------------------------------
     def _ask(self, verb: str, args: dict[str, object], deadline_s: float) -> dict[str, object]:

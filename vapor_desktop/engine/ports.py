@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
 from vapor_desktop.model.manifest import Manifest, Point
+from vapor_desktop.model.operations import Operation
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import Check, SiteProbe
 from vapor_desktop.model.wire import (
@@ -309,6 +310,16 @@ class Repository(Protocol):
         """Claim the oldest unclaimed command by compare-and-set."""
 
     def answer(self, command_id: int, result: dict[str, object] | None, error: dict[str, object] | None) -> None: ...
+    def save_operation(self, operation: Operation, *, expect_version: int | None = None) -> Operation:
+        """Insert (``expect_version`` None: refused while another of that VM is open) or compare-and-set.
+
+        Raises Conflict.
+        """
+
+    def operation(self, operation_id: str) -> Operation | None: ...
+    def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]:
+        """Newest first."""
+
     def answer_of(self, command_id: int) -> tuple[dict[str, object] | None, dict[str, object] | None] | None: ...
     def setting(self, key: str) -> str | None: ...
     def set_setting(self, key: str, value: str) -> None: ...
@@ -329,6 +340,32 @@ class Clock(Protocol):
         """Aware, UTC."""
 
     def monotonic(self) -> float: ...
+
+
+# --- durable operations ----------------------------------------------------------------------------------
+class Journal(Protocol):
+    """What makes one operation durable: a step's answer is recorded and not asked for again."""
+
+    def step(self, name: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run ``act`` once; its recorded answer on every later run. ``act`` may run again if cut off within."""
+
+    def answer(self, question_id: str) -> str:
+        """Wait for a person's answer, however long; recorded too."""
+
+
+class Durable(Protocol):
+    """The engine of durable operations. One body serves all; it must decide by recorded answers only."""
+
+    def launch(self, engine_id: str, body: Callable[[str, Journal], None]) -> None:
+        """Once per process, before anything else. Idempotent."""
+
+    def start(self, operation_id: str) -> None: ...
+    def adopt(self, operation_id: str) -> None:
+        """Go on with an operation that a dead engine left, at the step that was cut."""
+
+    def send(self, operation_id: str, question_id: str, choice: str) -> None: ...
+    def close(self) -> None:
+        """Let go of running operations; another engine, or the next start, goes on with them."""
 
 
 # --- pairing ------------------------------------------------------------------------------------------

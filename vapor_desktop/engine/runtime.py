@@ -21,10 +21,14 @@ import structlog
 
 from vapor_desktop.engine import alerts as alert_rules
 from vapor_desktop.engine import records, scheduler
+from vapor_desktop.engine.operations.registry import TYPES
+from vapor_desktop.engine.operations.runner import OperationRunner
+from vapor_desktop.engine.operations.steps import Tools
 from vapor_desktop.engine.ports import (
     Clock,
     Command,
     CycleRecord,
+    Durable,
     EngineRow,
     LiveRow,
     Repository,
@@ -36,6 +40,7 @@ from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
 from vapor_desktop.model.errors import InvalidRequest, Unexpected, VaporError
+from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.states import Phase
 from vapor_desktop.model.view import Alert, ProtectionStatus
 
@@ -70,6 +75,7 @@ class Engine:
         gateway: SiteGateway,
         clock: Clock,
         identity: EngineIdentity,
+        durable: Durable,
         *,
         workers: int = 6,
     ) -> None:
@@ -80,6 +86,8 @@ class Engine:
         self.sites = SiteWatch(repository, gateway, clock)
         self.worker = ProtectionWorker(repository, gateway, self.sites, clock, identity)
         self.recovery = Recovery(repository, gateway, self.sites, clock, identity)
+        tools = Tools(repository, gateway, self.sites, clock, identity, self.worker)
+        self.operations = OperationRunner(tools, durable, TYPES)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="engine")
         self._looks = ThreadPoolExecutor(4, thread_name_prefix="look")
         self._stop = threading.Event()
@@ -91,6 +99,8 @@ class Engine:
         self._looked_at: dict[str, float] = {}
         self._inventory_at: dict[str, float] = {}
         self._beat_at = float("-inf")
+        self._adopted_at = float("-inf")
+        self._living: set[str] = set()
         self._alerts: dict[str, Alert] = {}
         self._sampled_at: dict[str, datetime] = {}
         self._lock = threading.Lock()
@@ -136,6 +146,7 @@ class Engine:
     def _leave(self) -> None:
         for protection_id in list(self._running):
             self.worker.cancel(protection_id)
+        self.operations.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._looks.shutdown(wait=True, cancel_futures=True)
         if self.active:
@@ -152,6 +163,9 @@ class Engine:
         self._take_commands()
         rows = self.statuses()
         self._start_due({r.key: r for r in rows})
+        if self.clock.monotonic() - self._adopted_at >= BEAT_S:
+            self._adopted_at = self.clock.monotonic()
+            self.operations.adopt(self._living)
         if self.clock.monotonic() - self._published_at >= PUBLISH_S:
             self._published_at = self.clock.monotonic()
             self._publish(rows)
@@ -174,6 +188,7 @@ class Engine:
             if e.engine_id != self.identity.engine_id and now - e.heartbeat_at < LAPSED and not _dead_here(e)
         ]
         # The oldest id in the table acts; ids begin with their start time, so that is the engine that came first.
+        self._living = {e.engine_id for e in living}
         if all(self.identity.engine_id < e.engine_id for e in living):
             if not self.active:
                 log.info("engine is active", engine=self.identity.engine_id, kind=self.identity.kind)
@@ -328,7 +343,9 @@ class Engine:
         verbs: dict[str, Callable[[dict[str, object]], dict[str, object]]] = {
             "sync": self._sync,
             "cancel": self._cancel,
-            "failover": self._failover,
+            "begin": self._begin,
+            "answer": self._answer,
+            "cancel-operation": self._cancel_operation,
             "pin": self._pin,
             "delete-replica": self._delete_replica,
         }
@@ -357,14 +374,27 @@ class Engine:
         self.worker.cancel(str(args["protection_id"]))
         return {}
 
-    def _failover(self, args: dict[str, object]) -> dict[str, object]:
+    def _begin(self, args: dict[str, object]) -> dict[str, object]:
+        """Start a durable operation; its id."""
         protection_id = str(args["protection_id"])
         self.worker.cancel(protection_id)
-        seq = args.get("seq")
-        seconds = self.recovery.failover(
-            protection_id, int(str(seq)) if seq is not None else None, str(args.get("reason", ""))
+        details = args.get("args")
+        operation = self.operations.begin(
+            OperationKind(str(args["kind"])),
+            protection_id,
+            dict(details) if isinstance(details, dict) else {},
+            str(args.get("reason", "")),
+            str(args.get("asked_by", "")),
         )
-        return {"running_after_s": seconds}
+        return {"operation_id": operation.operation_id}
+
+    def _answer(self, args: dict[str, object]) -> dict[str, object]:
+        self.operations.answer(str(args["operation_id"]), str(args["question_id"]), str(args["choice"]))
+        return {}
+
+    def _cancel_operation(self, args: dict[str, object]) -> dict[str, object]:
+        self.operations.cancel(str(args["operation_id"]))
+        return {}
 
     def _pin(self, args: dict[str, object]) -> dict[str, object]:
         note = args.get("note")

@@ -6,21 +6,20 @@ from collections.abc import Callable
 
 from vapor_desktop.engine import records
 from vapor_desktop.engine.lease import HeldLease
-from vapor_desktop.engine.operations.failover import Failover, effects, points_of
+from vapor_desktop.engine.operations.failover import effects, points_of
 from vapor_desktop.engine.ports import Clock, Repository, SiteGateway
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.engine.worker import EngineIdentity
 from vapor_desktop.model import rpo
-from vapor_desktop.model.errors import NotFound, VaporError
+from vapor_desktop.model.errors import NotFound
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.sites import Protection, Site
-from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import FailoverPreview
 from vapor_desktop.model.wire import WriteGrant
 
 
 class Recovery:
-    """Failover and what is asked of the target directly."""
+    """What is asked of the target directly: the failover sheet, pins, deleting a replica."""
 
     def __init__(
         self,
@@ -71,35 +70,6 @@ class Recovery:
             return (f"{source.name} answers: if its VM still runs, migrate instead",)
         return (f"{source.name}: {error}",)
 
-    def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
-        """Emergency failover. Returns seconds to running."""
-        p = self._protection(protection_id)
-        target = self._site(p.target_site)
-        before = p.phase
-        records.update(self._repository, protection_id, records.to_phase(Phase.FAILING_OVER))
-        try:
-            operation = Failover(
-                self._gateway.api(target),
-                self._gateway.hypervisor(target),
-                self._clock,
-                p,
-                self._identity.engine_id,
-                self._identity.name,
-            )
-            done = operation.run(seq, reason)
-        except VaporError as error:
-            back = before if before is not Phase.FAILING_OVER else Phase.ERROR
-            back = Phase.ERROR if back in {Phase.INITIAL_SYNC, Phase.SYNCING, Phase.COMPARING} else back
-            records.update(self._repository, protection_id, records.to_phase(back))
-            self._note(p, "failover-failed", str(error), Severity.CRITICAL)
-            raise
-        records.update(self._repository, protection_id, records.failed_over(done.epoch.number, done.epoch.owner))
-        text = f"Failed over to {target.name} from point {done.seq} in {done.running_after_s:.1f} s: {reason}"
-        self._note(p, "failed-over", text, Severity.WARNING)
-        for line in done.notes:
-            self._note(p, "failover-note", line, Severity.WARNING)
-        return done.running_after_s
-
     def pin(self, protection_id: str, seq: int, note: str | None) -> None:
         """Pin a point (note) or let the user's pins go (None)."""
 
@@ -140,11 +110,6 @@ class Recovery:
                 parent_seq=newest.seq if newest else None,
             )
             records.cache_manifest(self._repository, protection_id, act(manifest, grant, p.vm_uuid, site))
-
-    def _note(self, p: Protection, kind: str, text: str, severity: Severity) -> None:
-        records.note(
-            self._repository, self._clock.now(), kind, text, severity=severity, protection_id=p.protection_id
-        )
 
     def _protection(self, protection_id: str) -> Protection:
         p = self._repository.protection(protection_id)

@@ -196,6 +196,19 @@ commands = Table(
     sqlite_autoincrement=True,  # a number is never given twice, also after old commands were deleted
 )
 
+# The journal of operations, whole as the JSON of its model value. History outlives what it is about.
+operations = Table(
+    "operations",
+    metadata,
+    Column("operation_id", String, primary_key=True),
+    Column("vm_uuid", String, nullable=False),
+    Column("started_at", UtcTime, nullable=False, index=True),
+    # The VM while it is open, else null: unique, so that a VM has one open operation at most.
+    Column("open_vm", String, unique=True),
+    Column("version", Integer, nullable=False),
+    Column("document", JSON, nullable=False),
+)
+
 settings = Table(
     "settings",
     metadata,

@@ -7,32 +7,23 @@ failover is finished by doing it again.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from vapor_desktop.engine.lease import HeldLease
-from vapor_desktop.engine.ports import Clock, Hypervisor, SiteApi
+from vapor_desktop.engine import records
+from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext
+from vapor_desktop.engine.ports import Clock, Hypervisor
 from vapor_desktop.model import rpo
 from vapor_desktop.model.domain_xml.mark import Mark
 from vapor_desktop.model.domain_xml.target import TargetDomain, build_target
-from vapor_desktop.model.errors import InvalidRequest, NotFound, StartFailed, VaporError
+from vapor_desktop.model.errors import DomainNotFound, NotFound, StartFailed, VaporError
 from vapor_desktop.model.manifest import Epoch, Manifest
+from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.sites import Protection
+from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import FailoverPoint
 from vapor_desktop.model.wire import Run, RunRequest
 
 START_DEADLINE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class FailedOver:
-    """What is true after a failover."""
-
-    seq: int
-    epoch: Epoch
-    running_after_s: float
-    notes: tuple[str, ...]
 
 
 def points_of(manifest: Manifest, clock: Clock, target_offset: rpo.ClockOffset | None) -> tuple[FailoverPoint, ...]:
@@ -55,80 +46,98 @@ def points_of(manifest: Manifest, clock: Clock, target_offset: rpo.ClockOffset |
     return tuple(reversed(rows))
 
 
-class Failover:
-    """One emergency failover of one VM."""
+def _take_over(ctx: StepContext) -> Result:
+    """The lease (from whoever has it), then epoch and overlays in one compare-and-set at the site."""
+    p, target = ctx.protection, ctx.protection.target_site
+    api, reason = ctx.api(target), ctx.operation.reason
+    records.update(ctx.tools.repository, p.protection_id, records.to_phase(Phase.FAILING_OVER))
+    lease = ctx.lease(target, takeover=reason)
+    manifest = api.replica(p.vm_uuid).manifest
+    seq = ctx.operation.args.get("seq")
+    chosen = _choose(manifest, None if seq is None else int(seq))
+    epoch = _epoch(manifest, target)
+    run = api.run(p.vm_uuid, RunRequest(fence=lease.fence, new_epoch=epoch, seq=chosen, reason=reason))
+    ctx.note(f"Overlays on recovery point {run.seq}, epoch {epoch.number}")
+    return {"seq": run.seq, "epoch": epoch.number}
 
-    def __init__(
-        self,
-        api: SiteApi,
-        hypervisor: Hypervisor,
-        clock: Clock,
-        protection: Protection,
-        holder: str,
-        holder_name: str,
-    ) -> None:
-        self._api = api
-        self._hv = hypervisor
-        self._clock = clock
-        self._p = protection
-        self._holder = holder
-        self._holder_name = holder_name
 
-    def run(self, seq: int | None, reason: str) -> FailedOver:
-        """Bring the VM up at the target from point ``seq`` (None: the newest).
+def _epoch(manifest: Manifest, target: str) -> Epoch:
+    """The next epoch, or the one this very failover already took before it broke off."""
+    if manifest.epoch.owner == target and str(manifest.epoch.number) in manifest.runs:
+        return manifest.epoch
+    return Epoch(number=manifest.epoch.number + 1, owner=target)
 
-        Raises InvalidRequest (no reason), NotFound (no such point), StartFailed, and whatever the site says.
-        """
-        if not reason.strip():
-            raise InvalidRequest("An emergency failover wants a reason", fix="Write why, for those who come after")
-        began = self._clock.monotonic()
-        with HeldLease(
-            self._api, self._p.vm_uuid, self._holder, self._holder_name, "emergency failover", takeover=reason
-        ) as lease:
-            manifest = self._api.replica(self._p.vm_uuid).manifest
-            chosen = _choose(manifest, seq)
-            epoch = self._epoch(manifest)
-            request = RunRequest(fence=lease.fence, new_epoch=epoch, seq=chosen, reason=reason)
-            run = self._api.run(self._p.vm_uuid, request)
-            target = self._domain(run)
-            self._define_and_start(target)
-        return FailedOver(run.seq, run.epoch, self._clock.monotonic() - began, target.notes)
 
-    def _epoch(self, manifest: Manifest) -> Epoch:
-        """The next epoch, or the one this very failover already took before it broke off."""
-        if manifest.epoch.owner == self._p.target_site and str(manifest.epoch.number) in manifest.runs:
-            return manifest.epoch
-        return Epoch(number=manifest.epoch.number + 1, owner=self._p.target_site)
-
-    def _domain(self, run: Run) -> TargetDomain:
-        return build_target(
-            run.domain_xml,
-            disks=run.disks,
-            networks=self._p.mappings.networks,
-            nvram=run.nvram,
-            fresh_genid=True,
-            kvm=has_kvm(self._hv.capabilities_xml()),
-            mark=Mark(self._p.protection_id, run.epoch.number, run.seq),
+def _start(ctx: StepContext) -> Result:
+    """Define, no autostart, start; done when libvirt says that it runs."""
+    p, target = ctx.protection, ctx.protection.target_site
+    hv, vm = ctx.hypervisor(target), p.vm_uuid
+    taken = ctx.done["take-over"]
+    notes: tuple[str, ...] = ()
+    if _state(hv, vm) != "running":
+        # Asked again rather than recorded: the XML may hold secrets. Idempotent for the same epoch.
+        epoch = Epoch(number=taken["epoch"], owner=target)
+        request = RunRequest(
+            fence=ctx.lease(target, takeover=ctx.operation.reason).fence,
+            new_epoch=epoch,
+            seq=taken["seq"],
+            reason=ctx.operation.reason,
         )
+        domain = target_domain(p, hv, ctx.api(target).run(vm, request))
+        hv.define(domain.xml)
+        hv.set_autostart(vm, False)
+        hv.start(vm)
+        notes = domain.notes
+    if not ctx.wait_until(lambda: _state(hv, vm) == "running", START_DEADLINE_S, 0.05):
+        raise StartFailed(f"“{p.vm_name}” was started at the target but is {_state(hv, vm)}")
+    seconds = (ctx.tools.clock.now() - ctx.operation.started_at).total_seconds()
+    ctx.note(f"Running after {seconds:.1f} s")
+    return {"running_after_s": seconds, "notes": list(notes)}
 
-    def _define_and_start(self, target: TargetDomain) -> None:
-        hv, vm = self._hv, self._p.vm_uuid
-        try:
-            state = hv.domain(vm).state
-        except VaporError as error:
-            if error.code != "VM-NOT-FOUND":
-                raise
-            state = "undefined"
-        if state != "running":
-            hv.define(target.xml)
-            hv.set_autostart(vm, False)
-            hv.start(vm)
-        wait = threading.Event()
-        deadline = self._clock.monotonic() + START_DEADLINE_S
-        while (state := hv.domain(vm).state) != "running":
-            if self._clock.monotonic() > deadline:
-                raise StartFailed(f"“{self._p.vm_name}” was started at the target but is {state}")
-            wait.wait(0.05)
+
+def _ended(ctx: StepContext, error: VaporError | None) -> None:
+    repository, p, now = ctx.tools.repository, ctx.protection, ctx.tools.clock.now()
+    if error is not None or "start" not in ctx.done:
+        if p.phase is Phase.FAILING_OVER:
+            records.update(repository, p.protection_id, records.to_phase(Phase.ERROR))
+        return
+    taken = ctx.done["take-over"]
+    records.update(repository, p.protection_id, records.failed_over(taken["epoch"], p.target_site))
+    text = f"Failed over from point {taken['seq']} in {ctx.done['start']['running_after_s']:.1f} s"
+    lines = [(text, "failed-over"), *((n, "failover-note") for n in ctx.done["start"]["notes"])]
+    for line, kind in lines:
+        records.note(repository, now, kind, line, severity=Severity.WARNING, protection_id=p.protection_id)
+
+
+FAILOVER = OperationType(
+    kind=OperationKind.FAILOVER,
+    steps=(
+        Step("take-over", "Take the VM over at the target", _take_over),
+        Step("start", "Start it", _start, no_return=True),
+    ),
+    asks=False,
+    ended=_ended,
+)
+
+
+def target_domain(protection: Protection, hypervisor: Hypervisor, run: Run) -> TargetDomain:
+    """The domain to define at the target for this run."""
+    return build_target(
+        run.domain_xml,
+        disks=run.disks,
+        networks=protection.mappings.networks,
+        nvram=run.nvram,
+        fresh_genid=True,
+        kvm=has_kvm(hypervisor.capabilities_xml()),
+        mark=Mark(protection.protection_id, run.epoch.number, run.seq),
+    )
+
+
+def _state(hypervisor: Hypervisor, vm_uuid: str) -> str:
+    try:
+        return hypervisor.domain(vm_uuid).state
+    except DomainNotFound:
+        return "undefined"
 
 
 def _choose(manifest: Manifest, seq: int | None) -> int:

@@ -1,0 +1,9 @@
+"""Every kind of operation there is. Tests make their matrix of cuts from it, so a new step is covered by itself."""
+
+from __future__ import annotations
+
+from vapor_desktop.engine.operations.failover import FAILOVER
+from vapor_desktop.engine.operations.steps import OperationType
+from vapor_desktop.model.operations import OperationKind
+
+TYPES: dict[OperationKind, OperationType] = {kind.kind: kind for kind in (FAILOVER,)}

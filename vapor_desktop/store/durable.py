@@ -1,0 +1,103 @@
+"""Durable operations on DBOS: ``engine.ports.Durable``. The only importer of DBOS.
+
+What DBOS does not give is decided by the engine: who adopts what (DESIGN §7). DBOS is one object per process.
+Its tables lie in a file of their own beside the SQLite database, or in the same PostgreSQL database.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from sqlalchemy import make_url
+
+from vapor_desktop.engine.ports import Journal
+from vapor_desktop.model.errors import Unexpected
+from vapor_desktop.model.operations import SCHEMA
+
+# recv answers None when it ends, so an unanswered question asks again: None is never an answer.
+ASK_AGAIN_S = 3600.0
+_WORKFLOW = "vapor-operation"
+
+_body: Callable[[str, Journal], None] | None = None
+
+
+class _DbosJournal:
+    """One running workflow's record."""
+
+    def step(self, name: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Recorded under its place in the workflow."""
+        return DBOS.run_step({"name": name}, act)
+
+    def answer(self, question_id: str) -> str:
+        """Waits; a person's answer, once given, is part of the record."""
+        while True:
+            choice = DBOS.recv(question_id, timeout_seconds=ASK_AGAIN_S)
+            if choice is not None:
+                return str(choice)
+
+
+@DBOS.workflow(name=_WORKFLOW)
+def _operation(operation_id: str) -> None:
+    if _body is None:
+        raise Unexpected("An operation ran before the engine was ready")
+    _body(operation_id, _DbosJournal())
+
+
+class DbosOperations:
+    """DBOS for this process, over the engine's own database URL."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = _system_url(database_url)
+        self._lock = threading.Lock()
+        self._launched = False
+
+    def launch(self, engine_id: str, body: Callable[[str, Journal], None]) -> None:
+        """Open the tables. The executor's id is the engine's own: ``local`` would run others' steps twice."""
+        global _body
+        with self._lock:
+            if self._launched:
+                return
+            _body = body
+            config: DBOSConfig = {
+                "name": "vapor-desktop",
+                "system_database_url": self._url,
+                "executor_id": engine_id,
+                "application_version": f"operations-{SCHEMA}",
+                "log_level": "WARNING",
+            }
+            DBOS(config=config)
+            DBOS.launch()
+            self._launched = True
+
+    def start(self, operation_id: str) -> None:
+        """Begin; the operation's id is the workflow's, so a second start is the same one."""
+        with SetWorkflowID(operation_id):
+            DBOS.start_workflow(_operation, operation_id)
+
+    def adopt(self, operation_id: str) -> None:
+        """Go on where it was cut; from the beginning when the engine died before it even began."""
+        if DBOS.get_workflow_status(operation_id) is None:
+            self.start(operation_id)
+        else:
+            DBOS.resume_workflow(operation_id)
+
+    def send(self, operation_id: str, question_id: str, choice: str) -> None:
+        """A person's answer."""
+        DBOS.send(operation_id, choice, topic=question_id)
+
+    def close(self) -> None:
+        """Workflows that still run stay pending; who adopts them goes on at the step that was cut."""
+        with self._lock:
+            if self._launched:
+                self._launched = False
+                DBOS.destroy(workflow_completion_timeout_sec=0)
+
+
+def _system_url(database_url: str) -> str:
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite":
+        return url.set(database=f"{url.database}.operations").render_as_string(hide_password=False)
+    return url.render_as_string(hide_password=False)
