@@ -95,6 +95,16 @@ EXAMPLES: list[Value] = [
     wire.Progress(done_bytes=BIG, total_bytes=BIG, rate_bytes_s=1e9, disk="vda", wire_bytes=1),
     wire.ScrubSlice(vm_uuid="u", peer_site="b", grant=GRANT, disks=(DISK,), budget_bytes=BIG),
     wire.Scrubbed(checked_bytes=BIG, source_mismatch={"vda": (1, 1 << 26)}, target_mismatch={}, wrapped=True),
+    wire.GuardRecord(
+        vm_uuid="u", vm_name="web01", epoch=Epoch(number=3, owner="b"), this_site="a", peer_site="b",
+        state=wire.GuardState.OTHERS, reason="failed over", changed_at=NOON, changed_by="site-a",
+    ),
+    wire.GuardRequest(
+        fence=7, epoch=Epoch(number=3, owner="a"), state=wire.GuardState.MOVING, vm_name="web01", peer_site="b",
+        operation_id="op", reason="planned migration", by="desk",
+    ),
+    wire.GuardRelease(fence=7, epoch=Epoch(number=3, owner="a"), reason="no longer protected", by="desk"),
+    wire.OwnerWord(epoch=None, runs=None),
 ]  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_a_peer_is_reached_checked_and_recognised(here: SiteSettings, there: Sit
         asked = subprocess.run([*peer_ssh_argv(here, far), "id; echo owned"], capture_output=True, text=True)
         assert asked.returncode == 77
         assert asked.stdout == ""
-        assert "may only run: receive, ping, owner, digest" in asked.stderr
+        assert "may only run: receive, ping, owner, owners, digest" in asked.stderr
 
         owner = [*peer_ssh_argv(here, far), "owner 8f1d6f0e-2c0b-4f7a-9d52-0a3b6f1f2a11"]
         told = subprocess.run(owner, capture_output=True, text=True)

@@ -19,6 +19,9 @@ from vapor_desktop.model.view import Check, SiteProbe
 from vapor_desktop.model.wire import (
     CurrentAsOf,
     GuardianEvent,
+    GuardRecord,
+    GuardRelease,
+    GuardRequest,
     Health,
     Identity,
     Lease,
@@ -125,6 +128,19 @@ class SiteApi(Protocol):
         """False when the dead-man had already thawed: the point is crash-consistent."""
 
     def guardian_events(self, since: datetime | None) -> Sequence[GuardianEvent]: ...
+    def guards(self) -> Sequence[GuardRecord]: ...
+    def guard(self, vm_uuid: str) -> GuardRecord | None:
+        """The start guard's record of the VM on that host, None when it is not guarded."""
+
+    def arm_guard(self, vm_uuid: str, request: GuardRequest) -> GuardRecord:
+        """Write it, under that site's lease. Raises StaleLease, EpochMoved, Conflict. Idempotent.
+
+        MOVING and OTHERS also switch the VM's autostart off there; OWN gives it back.
+        """
+
+    def disarm_guard(self, vm_uuid: str, release: GuardRelease) -> None:
+        """Guard the VM no more. Idempotent."""
+
     def close(self) -> None: ...
 
 

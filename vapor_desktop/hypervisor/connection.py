@@ -114,6 +114,10 @@ class LibvirtHypervisor:
         """Start it. Raises StartFailed."""
         self._lifecycle.start(vm_uuid, paused=paused)
 
+    def try_start(self, xml: str) -> str | None:
+        """Start a throw-away VM and destroy it: libvirt's words when a hook refused it, None when it started."""
+        return self._lifecycle.try_start(xml)
+
     def resume(self, vm_uuid: str) -> None:
         """Let a paused VM run."""
         self._lifecycle.resume(vm_uuid)

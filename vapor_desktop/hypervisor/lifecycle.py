@@ -48,6 +48,21 @@ class Lifecycle:
         except HypervisorFailed as error:
             raise StartFailed(error.what, why=error.why, **error.details) from error
 
+    def try_start(self, xml: str) -> str | None:
+        """Start a VM that is defined nowhere, paused, and destroy it at once.
+
+        Returns libvirt's words when a hook refused it, None when it did start. Raises HypervisorFailed otherwise.
+        """
+        flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_AUTODESTROY
+        try:
+            with self._slow.call("The throw-away VM did not start") as conn:
+                conn.createXML(xml, flags).destroy()
+        except HypervisorFailed as error:
+            if error.details.get("libvirt_code") == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED:
+                return error.why
+            raise
+        return None
+
     def resume(self, vm_uuid: str) -> None:
         """Let a paused VM run; one that runs is left as it is."""
         with self._link.domain(vm_uuid, "The VM did not resume") as dom:

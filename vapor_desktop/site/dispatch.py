@@ -68,11 +68,11 @@ def _peer(site: str) -> int:
         from vapor_desktop.site.mover.receive_main import main as receive
 
         return _code(receive(site))
-    if words and words[0] in ("ping", "owner", "digest") and len(words) <= 3:
+    if words and (words[0] == "owners" or (words[0] in ("ping", "owner", "digest") and len(words) <= 3)):
         from vapor_desktop.site.peer_verbs import main as answer
 
         return answer(site, words)
-    return _refuse("receive, ping, owner, digest")
+    return _refuse("receive, ping, owner, owners, digest")
 
 
 def _asked() -> list[str]:

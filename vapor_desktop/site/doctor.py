@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vapor_desktop.model.errors import HypervisorFailed, HypervisorUnreachable, VaporError
 from vapor_desktop.model.wire import DoctorCheck
+from vapor_desktop.site import guard_hook
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import host_keys, site_id
 from vapor_desktop.site.settings import SiteSettings
@@ -47,6 +48,7 @@ def run_checks(settings: SiteSettings, versions: Versions) -> Iterator[DoctorChe
     yield _host_keys(settings)
     yield _command(settings)
     yield _helper(settings)
+    yield guard_hook.check(settings)
 
 
 def _check(name: str, ok: bool, found: str, fix: str = "") -> DoctorCheck:

@@ -12,9 +12,13 @@ from vapor_desktop.model.wire import DoctorCheck
 from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.doctor import run_checks
 from vapor_desktop.site.enrolments import Enrolments
+from vapor_desktop.site.guard_book import GuardBook
+from vapor_desktop.site.guard_hook import ProvingHypervisor, prove_or_tell, proven
+from vapor_desktop.site.guard_keeper import GuardKeeper, KeptHypervisor, peer_name
 from vapor_desktop.site.guardian import GuardedHypervisor, Guardian
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import certificate_sha256, ensure_identity
+from vapor_desktop.site.peers import ask_owners
 from vapor_desktop.site.replica import ReplicaStore
 from vapor_desktop.site.rpo_alarm import RpoAlarm
 from vapor_desktop.site.seeding import Seeding
@@ -29,7 +33,7 @@ from vapor_desktop.site.watches import Watches
 CHECKS_AGE_S = 20.0
 
 
-class HostHypervisor(GuardedHypervisor, DomainLister, Protocol):
+class HostHypervisor(GuardedHypervisor, DomainLister, KeptHypervisor, ProvingHypervisor, Protocol):
     """What the service asks of libvirt; ``LibvirtHypervisor`` has it."""
 
     def versions(self) -> tuple[str, str]: ...
@@ -54,6 +58,8 @@ class Services:
     alarm: RpoAlarm
     seeding: Seeding
     tidying: Tidying
+    guard: GuardBook
+    keeper: GuardKeeper
     versions: VersionWatch
     _checks: tuple[float, tuple[DoctorCheck, ...]] = field(default=(float("-inf"), ()))
 
@@ -69,6 +75,7 @@ class Services:
         """Begin guarding."""
         self.versions.current()
         self.guardian.start()
+        self.keeper.start()
         self.alarm.start()
         self.tidying.start()
 
@@ -76,6 +83,7 @@ class Services:
         """End the threads; watches and leases stay on file."""
         self.tidying.stop()
         self.alarm.stop()
+        self.keeper.stop()
         self.seeding.stop()
         self.guardian.stop()
         self.events.close()
@@ -91,13 +99,23 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
     events = EventLog(settings.events_file, settings.alarm, settings.name)
     store = open_store(settings, in_use_by(libvirt, helper))
     alarm_state = Path(settings.state_dir) / "alarms.json"
+    enrolments, guard = Enrolments(settings), GuardBook(settings, audit)
+    keeper = GuardKeeper(
+        guard,
+        libvirt,
+        events,
+        ask=lambda site, vms, stop: ask_owners(settings, enrolments.peer(site), vms, stop),
+        peer_name=lambda site: peer_name(enrolments.peer, site),
+        prove=lambda: None if proven(settings) else prove_or_tell(settings, libvirt),
+        patience_s=settings.guard_patience_s,
+    )
     return Services(
         settings=settings,
         site_id=identity,
         certificate_sha256=certificate_sha256(settings),
         audit=audit,
         tokens=TokenBook(settings.tokens_file, audit),
-        enrolments=Enrolments(settings),
+        enrolments=enrolments,
         hypervisor=libvirt,
         helper=helper,
         store=store,
@@ -106,5 +124,7 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         alarm=RpoAlarm(store.list, events, alarm_state, settings.alarm.every_s),
         seeding=Seeding(store, helper, settings.run_dir),
         tidying=Tidying(store),
+        guard=guard,
+        keeper=keeper,
         versions=VersionWatch(libvirt),
     )

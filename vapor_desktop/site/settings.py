@@ -73,6 +73,8 @@ class SiteSettings(BaseSettings):
     helper_tpm_root: Path = Path("/var/lib/libvirt/swtpm")
     ssh_host_keys: tuple[Path, ...] = ()  # public key files of this host's sshd; (): /etc/ssh/ssh_host_*_key.pub
     site_command: str = "vapor-site"  # how sshd's forced commands call us; absolute where not in sshd's PATH
+    guard_patience_s: Annotated[float, Field(ge=0)] = 60.0  # policy start: how long a silent peer is asked first
+    libvirt_hook_dir: Path = Path("/etc/libvirt/hooks/qemu.d")
     alarm: AlarmTargets = AlarmTargets()
 
     @classmethod
@@ -142,6 +144,16 @@ class SiteSettings(BaseSettings):
     def watches_dir(self) -> Path:
         """What the guardian watches, one file per VM."""
         return self.state_dir / "watches"
+
+    @property
+    def guard_dir(self) -> Path:
+        """The start guard's records, one file per VM; libvirt's hook reads them."""
+        return self.state_dir / "guard"
+
+    @property
+    def guard_proof(self) -> Path:
+        """Which installed hook was seen to refuse."""
+        return self.state_dir / "guard-proof.json"
 
     @property
     def digests_dir(self) -> Path:

@@ -20,6 +20,9 @@ from vapor_desktop.model.wire import (
     EnrolConsole,
     EnrolPeer,
     GuardianEvent,
+    GuardRecord,
+    GuardRelease,
+    GuardRequest,
     Health,
     Identity,
     Lease,
@@ -225,6 +228,26 @@ class HttpSiteApi:
         params = {} if since is None else {"since": since.astimezone(UTC).isoformat()}
         return self._parsed(tuple[GuardianEvent, ...], self._call("GET", "/guardian/events", params=params))
 
+    # --- start guard ----------------------------------------------------------------------------
+    def guards(self) -> Sequence[GuardRecord]:
+        """Every guarded VM of the host."""
+        return self._get(tuple[GuardRecord, ...], "/guard")
+
+    def guard(self, vm_uuid: str) -> GuardRecord | None:
+        """The VM's record, None when it is not guarded there."""
+        try:
+            return self._get(GuardRecord, _guard(vm_uuid))
+        except NotFound:
+            return None
+
+    def arm_guard(self, vm_uuid: str, request: GuardRequest) -> GuardRecord:
+        """Raises StaleLease, EpochMoved, Conflict."""
+        return self._send(GuardRecord, "PUT", _guard(vm_uuid), request)
+
+    def disarm_guard(self, vm_uuid: str, release: GuardRelease) -> None:
+        """Guard the VM no more."""
+        self._call("DELETE", _guard(vm_uuid), body=_json(release))
+
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
@@ -287,3 +310,7 @@ def _lease(vm_uuid: str) -> str:
 
 def _guardian(vm_uuid: str) -> str:
     return f"/guardian/{_seg(vm_uuid)}"
+
+
+def _guard(vm_uuid: str) -> str:
+    return f"/guard/{_seg(vm_uuid)}"

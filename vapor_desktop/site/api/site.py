@@ -11,6 +11,7 @@ import vapor_desktop
 from vapor_desktop.model.policy import Value
 from vapor_desktop.model.wire import API_VERSION, MOVER_PROTOCOL, Health, Identity, SshInfo, StorageRoot
 from vapor_desktop.site.api.auth import Site, Viewer
+from vapor_desktop.site.guard_hook import proven
 from vapor_desktop.site.identity import host_keys, user_public_key
 from vapor_desktop.site.leases import boot_id
 from vapor_desktop.site.statefile import make_dir
@@ -48,6 +49,7 @@ def identity(_caller: Viewer, site: Site) -> Identity:
         replica_root=str(settings.replica_roots[0]),
         scratch_dir=str(settings.scratch_dir),
         scratch_reserve_bytes=settings.scratch_reserve_bytes,
+        guard_proven=proven(settings),
         now=datetime.now(UTC),
     )
 
@@ -60,7 +62,7 @@ def health(_caller: Viewer, site: Site) -> Health:
         ok=all(check.ok for check in checks),
         libvirt=site.versions.current()[0] is not None,
         helper=site.helper.ping(),
-        guard_proven=False,  # the start guard is not part of this version; unproven is shown as off
+        guard_proven=proven(site.settings),  # unproven is shown as off
         checks=checks,
     )
 
