@@ -15,7 +15,8 @@ from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.engine.ports import PointRow
 from vapor_desktop.engine.runtime import Engine, new_identity
 from vapor_desktop.lab.processes import wait_until
-from vapor_desktop.model.errors import InvalidRequest, NotFound, SiteUnreachable
+from vapor_desktop.model.errors import InvalidRequest, NotFound, SiteUnreachable, VaporError
+from vapor_desktop.model.operations import OperationState, StepState
 from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, RpoHealth
@@ -163,3 +164,32 @@ def test_pause_resume_and_limits(backend: EngineBackend) -> None:
     backend.set_rpo_target("p1", 86400)
     with pytest.raises(NotFound):
         backend.pause("nothing")
+
+
+def test_a_stand_by_tells_the_alerts_of_the_engine_that_acts(engine: Engine, tmp_path: Path) -> None:
+    """The always-on set-up: vapor-engine acts, the console beside it must notify all the same."""
+    old = CLOCK.now() - timedelta(seconds=60)
+    engine.repository.replace_points("p1", [PointRow("p1", 1, old, old, "powered off", 1, (), True, None)])
+    engine.repository.save_clock("B", 0.0, 0.01, CLOCK.now())
+    durable = DbosOperations(f"sqlite:///{tmp_path / 'v.db'}")
+    viewer = Engine(engine.repository, DarkGateway(), CLOCK, new_identity("console", CLOCK), durable)
+    thread = threading.Thread(target=viewer.run, daemon=True)
+    thread.start()
+    try:
+        desk = EngineBackend(viewer, None)  # type: ignore[arg-type]
+        wait_until(lambda: bool([a for a in desk.snapshot().alerts if a.key == "rpo:p1"]), "the alert", timeout_s=10)
+        assert not viewer.active
+    finally:
+        viewer.stop()
+        thread.join(20)
+
+
+def test_a_failover_that_fails_says_so_and_leaves_the_phase_truthful(engine: Engine, backend: EngineBackend) -> None:
+    with pytest.raises(VaporError) as caught:
+        backend.failover("p1", None, "the source is dark")
+    assert caught.value.code == "SITE-UNREACHABLE"
+    [operation] = backend.operations()
+    assert operation.state is OperationState.FAILED
+    assert operation.step("check").state is StepState.FAILED
+    assert operation.step("take-over").state is StepState.PENDING
+    assert backend.snapshot().protections[0].protection.phase is not Phase.FAILED_OVER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta, timezone
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from vapor_desktop.engine.ports import CycleRecord, EngineRow, Event, LiveRow, P
 from vapor_desktop.model.errors import Conflict, NotFound
 from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.sites import Protection, Site
-from vapor_desktop.model.states import Phase
+from vapor_desktop.model.states import Phase, Severity
+from vapor_desktop.model.view import Alert
 from vapor_desktop.model.wire import Progress
 from vapor_desktop.store import SqlRepository
 
@@ -239,7 +241,7 @@ def test_live_rows_and_engines(repo: SqlRepository) -> None:
 
 
 def test_each_command_is_taken_once_whoever_asks(repo: SqlRepository, url: str) -> None:
-    asked = [repo.ask("sync", {"protection": f"p{n}", "n": n}, "console") for n in range(20)]
+    asked = [repo.ask("sync", {"protection": f"p{n}", "n": n}, "console", 30) for n in range(20)]
     other = SqlRepository(url)
     taken: dict[str, list[int]] = {"e0": [], "e1": [], "e2": [], "e3": []}
     barrier = threading.Barrier(4)
@@ -259,14 +261,14 @@ def test_each_command_is_taken_once_whoever_asks(repo: SqlRepository, url: str) 
 
 
 def test_a_command_is_answered(repo: SqlRepository) -> None:
-    number = repo.ask("pause", {"protection": "p1"}, "vaporctl")
+    number = repo.ask("pause", {"protection": "p1"}, "vaporctl", 30)
     command = repo.take_command("e1")
     assert command is not None
     assert (command.verb, command.args, command.asked_by) == ("pause", {"protection": "p1"}, "vaporctl")
     assert repo.answer_of(number) is None
     repo.answer(number, None, {"code": "VM-BUSY"})
     assert repo.answer_of(number) == (None, {"code": "VM-BUSY"})
-    done = repo.ask("pause", {}, "vaporctl")
+    done = repo.ask("pause", {}, "vaporctl", 30)
     repo.answer(done, {}, None)
     assert repo.answer_of(done) == ({}, None)
     with pytest.raises(NotFound):
@@ -320,3 +322,29 @@ def test_samples_are_rolled_up_the_worst_wins_and_a_gap_stays_a_gap(repo: SqlRep
     assert any(at > days_ago + timedelta(minutes=20) and rpo is None for at, rpo in bucket)
     repo.thin_samples(long_ago + timedelta(days=402))
     assert repo.rpo_samples("p1", long_ago)[0].at > long_ago
+
+
+def test_a_command_that_nobody_took_in_time_is_never_carried_out(repo: SqlRepository) -> None:
+    old = repo.ask("failover", {}, "console", -1.0)
+    assert repo.take_command("e") is None
+    assert repo.answer_of(old) is None
+    held = repo.ask("failover", {}, "console", 30)
+    assert repo.withdraw(held)
+    assert repo.take_command("e") is None
+    taken = repo.ask("sync", {}, "console", 30)
+    found = repo.take_command("e")
+    assert found is not None
+    assert found.command_id == taken
+    assert not repo.withdraw(taken)
+
+
+def test_alerts_outlive_the_engine_that_raised_them(repo: SqlRepository) -> None:
+    now = datetime.now(UTC)
+    first = Alert("rpo:p1", now, None, Severity.CRITICAL, "RPO breached: web", "It is 60 s old", "p1")
+    repo.save_alerts({"rpo:p1": first})
+    assert repo.alerts() == {"rpo:p1": first}
+    closed = replace(first, closed_at=now)
+    repo.save_alerts({"rpo:p1": closed, "site:a": replace(first, key="site:a", protection_id=None)})
+    assert repo.alerts()["rpo:p1"] == closed
+    repo.save_alerts({})
+    assert repo.alerts() == {}

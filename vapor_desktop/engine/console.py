@@ -43,6 +43,7 @@ from vapor_desktop.model.view import (
 from vapor_desktop.model.wire import SeedState
 
 VERB_DEADLINE_S = 120.0
+TAKEN_WITHIN_S = 30.0
 SYNC_DEADLINE_S = 3600.0
 LOW_SPACE = 0.1
 CLOCK_TELLS_S = 60.0
@@ -312,7 +313,7 @@ class EngineBackend:
             return records.to_phase(Phase.PAUSED)(p).model_copy(update={"paused": True})
 
         records.update(self._repository, protection_id, change)
-        self._repository.ask("cancel", {"protection_id": protection_id}, self._engine.identity.name)
+        self._repository.ask("cancel", {"protection_id": protection_id}, self._engine.identity.name, TAKEN_WITHIN_S)
         self._changed()
         self._note("paused", "Replication paused", protection_id)
 
@@ -418,21 +419,36 @@ class EngineBackend:
     # --- helpers ------------------------------------------------------------------------------------------
     def _ask(self, verb: str, args: dict[str, object], deadline_s: float) -> dict[str, object]:
         """Ask whichever engine lives, through the database, and wait for its answer."""
-        command = self._repository.ask(verb, args, self._engine.identity.name)
+        command = self._repository.ask(verb, args, self._engine.identity.name, TAKEN_WITHIN_S)
         self._engine.wake()
-        deadline = self._clock.monotonic() + deadline_s
+        try:
+            result, error = self._answer_to(command, verb, deadline_s)
+        except BaseException:
+            # Nobody waits for it any more: it must not be carried out by an engine that starts tomorrow.
+            self._repository.withdraw(command)
+            raise
+        self._engine.forget_rows()
+        if error is not None:
+            raise from_wire(error)
+        return result or {}
+
+    def _answer_to(
+        self, command: int, verb: str, deadline_s: float
+    ) -> tuple[dict[str, object] | None, dict[str, object] | None]:
+        began = self._clock.monotonic()
         pause = threading.Event()
-        while self._clock.monotonic() < deadline:
+        while (waited := self._clock.monotonic() - began) < deadline_s:
             answer = self._repository.answer_of(command)
             if answer is not None:
-                result, error = answer
-                self._engine.forget_rows()
-                if error is not None:
-                    raise from_wire(error)
-                return result or {}
+                return answer
+            if waited > TAKEN_WITHIN_S and self._repository.withdraw(command):
+                raise Unexpected(
+                    f"No engine took “{verb}” within {TAKEN_WITHIN_S:.0f} s; it will not be done later either",
+                    fix="Start the console or vapor-engine, then ask again",
+                )
             pause.wait(0.02)
         raise Unexpected(
-            f"No engine answered “{verb}” within {deadline_s:.0f} s", fix="Start the console or vapor-engine"
+            f"“{verb}” has not ended within {deadline_s:.0f} s; it may still be at work", fix="Look at the history"
         )
 
     def _changed(self) -> None:
@@ -499,8 +515,7 @@ def _banners(rows: Sequence[ProtectionStatus], engine: str) -> tuple[Banner, ...
     over = [r for r in rows if r.protection.phase is Phase.FAILED_OVER]
     if over:
         names = ", ".join(r.protection.vm_name for r in over[:3])
-        verb = "runs" if len(over) == 1 else "run"
-        text = f"{names} {verb} at the other site and {'is' if len(over) == 1 else 'are'} not protected"
+        text = f"{names} {'was' if len(over) == 1 else 'were'} failed over and not protected now"
         found.append(Banner("failed-over", Severity.WARNING, text, "open-vm", over[0].key))
     for r in rows:
         found += [

@@ -6,7 +6,7 @@ Nothing here is called on a GUI thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.operations import Operation
 from vapor_desktop.model.sites import Protection, Site
-from vapor_desktop.model.view import Check, SiteProbe
+from vapor_desktop.model.view import Alert, Check, SiteProbe
 from vapor_desktop.model.wire import (
     CurrentAsOf,
     GuardianEvent,
@@ -26,6 +26,7 @@ from vapor_desktop.model.wire import (
     Identity,
     Lease,
     LeaseRequest,
+    PointDomain,
     Progress,
     ReplicaCreate,
     ReplicaView,
@@ -107,6 +108,7 @@ class SiteApi(Protocol):
     def create_replica(self, vm_uuid: str, request: ReplicaCreate) -> Manifest: ...
     def delete_replica(self, vm_uuid: str, grant: WriteGrant) -> None: ...
     def point(self, vm_uuid: str, seq: int) -> Point: ...
+    def point_domain(self, vm_uuid: str, seq: int) -> PointDomain: ...
     def drop_point(self, vm_uuid: str, seq: int, grant: WriteGrant) -> Manifest: ...
     def pin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest: ...
     def unpin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest: ...
@@ -321,7 +323,14 @@ class Repository(Protocol):
     def beat(self, engine: EngineRow) -> None: ...
     def engines(self) -> Sequence[EngineRow]: ...
     def drop_engine(self, engine_id: str) -> None: ...
-    def ask(self, verb: str, args: dict[str, object], asked_by: str) -> int: ...
+    def ask(self, verb: str, args: dict[str, object], asked_by: str, valid_s: float) -> int:
+        """Leave a command for whichever engine lives; its number. Not taken within ``valid_s``, it is void."""
+
+    def withdraw(self, command_id: int) -> bool:
+        """Take a command back. False when an engine has it already."""
+
+    def save_alerts(self, alerts: Mapping[str, Alert]) -> None: ...
+    def alerts(self) -> dict[str, Alert]: ...
     def take_command(self, engine_id: str) -> Command | None:
         """Claim the oldest unclaimed command by compare-and-set."""
 

@@ -37,6 +37,25 @@ def to_phase(phase: Phase) -> Change:
     return lambda p: p.model_copy(update={"phase": move(p.phase, phase)})
 
 
+# While one of these stands, a cycle that ends late says nothing about the phase.
+_OPERATIONS = frozenset(
+    {
+        Phase.MIGRATING,
+        Phase.FAILING_OVER,
+        Phase.PROVISIONAL,
+        Phase.FAILED_OVER,
+        Phase.REPROTECTING,
+        Phase.SPLIT_BRAIN,
+        Phase.SPLIT_BRAIN_RISK,
+    }
+)
+
+
+def to_cycle_phase(phase: Phase) -> Change:
+    """What a cycle has to say; an operation that took the VM over meanwhile speaks louder."""
+    return lambda p: p if p.phase in _OPERATIONS else to_phase(phase)(p)
+
+
 def cache_manifest(repository: Repository, protection_id: str, manifest: Manifest) -> None:
     """The database is a cache of the manifest: copy what views need."""
     rows = [

@@ -90,6 +90,8 @@ class Engine:
         self.operations = OperationRunner(tools, durable, TYPES)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="engine")
         self._looks = ThreadPoolExecutor(4, thread_name_prefix="look")
+        # Of their own: a failover never waits behind first copies.
+        self._verbs = ThreadPoolExecutor(8, thread_name_prefix="verb")
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._active = threading.Event()
@@ -149,6 +151,7 @@ class Engine:
         self.operations.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._looks.shutdown(wait=True, cancel_futures=True)
+        self._verbs.shutdown(wait=True, cancel_futures=True)
         if self.active:
             self.repository.save_live([])
         self.repository.drop_engine(self.identity.engine_id)
@@ -192,6 +195,8 @@ class Engine:
         if all(self.identity.engine_id < e.engine_id for e in living):
             if not self.active:
                 log.info("engine is active", engine=self.identity.engine_id, kind=self.identity.kind)
+                with self._lock:  # episodes go on where the engine before this one left them
+                    self._alerts = self.repository.alerts()
                 self._active.set()
         else:
             self._active.clear()
@@ -300,7 +305,9 @@ class Engine:
         return tuple(rows)
 
     def alerts(self) -> tuple[Alert, ...]:
-        """Open and lately closed episodes."""
+        """Open and lately closed episodes: the acting engine's, whichever process it lives in."""
+        if not self.active:
+            return tuple(self.repository.alerts().values())
         with self._lock:
             return tuple(self._alerts.values())
 
@@ -322,8 +329,12 @@ class Engine:
         )
         site_rows = self.sites.statuses(list(self.repository.sites()), {})
         current = alert_rules.conditions(rows, site_rows, now)
+        before = self._alerts
+        after = alert_rules.episodes(before, current, alert_rules.undecided(rows), now)
         with self._lock:
-            self._alerts = alert_rules.episodes(self._alerts, current, alert_rules.undecided(rows), now)
+            self._alerts = after
+        if after != before:
+            self.repository.save_alerts(after)
         samples = []
         for r in rows:
             every = timedelta(seconds=min(max(r.protection.policy.rpo_target_s / 20, 1.0), 60.0))
@@ -337,7 +348,7 @@ class Engine:
     # --- commands ----------------------------------------------------------------------------------------
     def _take_commands(self) -> None:
         while (command := self.repository.take_command(self.identity.engine_id)) is not None:
-            self._pool.submit(self._execute, command)
+            self._verbs.submit(self._execute, command)
 
     def _execute(self, command: Command) -> None:
         verbs: dict[str, Callable[[dict[str, object]], dict[str, object]]] = {
@@ -371,13 +382,18 @@ class Engine:
         return {}
 
     def _cancel(self, args: dict[str, object]) -> dict[str, object]:
-        self.worker.cancel(str(args["protection_id"]))
+        self._cancel_cycle(str(args["protection_id"]))
         return {}
+
+    def _cancel_cycle(self, protection_id: str) -> None:
+        """Only one that is queued or runs: the next one was not meant."""
+        if protection_id in self._running:
+            self.worker.cancel(protection_id)
 
     def _begin(self, args: dict[str, object]) -> dict[str, object]:
         """Start a durable operation; its id."""
         protection_id = str(args["protection_id"])
-        self.worker.cancel(protection_id)
+        self._cancel_cycle(protection_id)
         details = args.get("args")
         operation = self.operations.begin(
             OperationKind(str(args["kind"])),

@@ -19,7 +19,7 @@ from vapor_desktop.engine.scheduler import backoff_s
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model import retention
 from vapor_desktop.model.errors import EpochMoved, NotFound, PointPinned, Unexpected, VaporError
-from vapor_desktop.model.manifest import DiskMode, Manifest
+from vapor_desktop.model.manifest import DiskMode, Epoch, Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.wire import Progress, WriteGrant
@@ -78,8 +78,6 @@ class ProtectionWorker:
         protection = self._repository.protection(protection_id)
         if protection is None:
             return None
-        with self._lock:
-            self._cancelled.discard(protection_id)
         began = self._clock.monotonic()
         try:
             outcome = self._cycle(protection)
@@ -89,6 +87,7 @@ class ProtectionWorker:
         finally:
             with self._lock:
                 self._progress.pop(protection_id, None)
+                self._cancelled.discard(protection_id)
         self._succeeded(protection, outcome, self._clock.monotonic() - began)
         self._trim(protection, outcome.manifest, outcome.extra_files)
         return outcome
@@ -150,7 +149,7 @@ class ProtectionWorker:
             phase = Phase.COMPARING
         else:
             phase = Phase.SYNCING
-        records.update(self._repository, protection_id, records.to_phase(phase))
+        records.update(self._repository, protection_id, records.to_cycle_phase(phase))
         for disk in plan.disks:
             if disk.mode is not DiskMode.DELTA:
                 log.info("disk is not sent by delta", disk=disk.target, mode=disk.mode.value, why=disk.why)
@@ -184,7 +183,7 @@ class ProtectionWorker:
             phase = Phase.PAUSED if p.paused else Phase.PROTECTED
             if outcome.manifest.newest is None:
                 phase = Phase.INITIAL_SYNC
-            moved = records.to_phase(phase)(p)
+            moved = records.to_cycle_phase(phase)(p)
             fresh = {
                 "failures": 0,
                 "not_before": None,
@@ -241,13 +240,14 @@ class ProtectionWorker:
             )
         )
         phase = self._phase_after(protection, error)
+        moved_to = self._epoch_there(protection) if isinstance(error, EpochMoved) else None
 
         def change(p: Protection) -> Protection:
             failures = p.failures if waiting else p.failures + 1
             wait_s = 5.0 if waiting else backoff_s(failures, error.fate, self._jitter)
-            if isinstance(error, EpochMoved):
-                return records.failed_over(p.epoch_number + 1, p.target_site)(p)
-            moved = p if p.paused or waiting else records.to_phase(phase)(p)
+            if moved_to is not None and moved_to.owner == p.target_site:
+                return records.failed_over(moved_to.number, moved_to.owner)(p)
+            moved = p if p.paused or waiting else records.to_cycle_phase(phase)(p)
             return moved.model_copy(
                 update={
                     "failures": failures,
@@ -262,6 +262,15 @@ class ProtectionWorker:
             records.note(
                 self._repository, now, "cycle-failed", str(error), severity=Severity.WARNING, protection_id=pid
             )
+
+    def _epoch_there(self, protection: Protection) -> Epoch | None:
+        """Who owns the VM by the target's word; None when it cannot be asked."""
+        try:
+            manifest = self._gateway.api(self._site(protection.target_site)).replica(protection.vm_uuid).manifest
+        except VaporError as error:
+            log.info("owner is not known", vm=protection.vm_name, code=error.code, error=str(error))
+            return None
+        return manifest.epoch
 
     def _phase_after(self, protection: Protection, error: VaporError) -> Phase:
         if error.code in _SITE_GONE and not self._answers(protection.source_site):

@@ -238,6 +238,14 @@ class PinRequest(Value):
     pin: str
 
 
+class PointDomain(Value):
+    """GET /replicas/{vm}/points/{seq}/domain: what a failover would define, to be judged before anything moves."""
+
+    domain_xml: str
+    disks: tuple[str, ...]
+    nvram: bool
+
+
 class MergeRequest(Value):
     """POST /replicas/{vm}/points/{seq}/drop: forget one point by merging the next one down."""
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from pydantic import TypeAdapter
 from sqlalchemy import delete, insert, select, update
 
 from vapor_desktop.engine.ports import Command, EngineRow, LiveRow
 from vapor_desktop.model.errors import NotFound
+from vapor_desktop.model.view import Alert
 from vapor_desktop.model.wire import Progress
 from vapor_desktop.store.database import Database
+from vapor_desktop.store.schema import alerts as alerts_table
 from vapor_desktop.store.schema import clocks, commands, engines, live, protections, settings
 
+_ALERT = TypeAdapter(Alert)
 _Answer = tuple[dict[str, object] | None, dict[str, object] | None]
 
 
@@ -81,16 +85,19 @@ class CoordinationStore:
         with self._db.write() as connection:
             connection.execute(delete(engines).where(engines.c.engine_id == engine_id))
 
-    def ask(self, verb: str, args: dict[str, object], asked_by: str) -> int:
-        """Leave a command for whichever engine lives; its number."""
-        row = {"verb": verb, "args": args, "asked_by": asked_by, "asked_at": datetime.now(UTC)}
+    def ask(self, verb: str, args: dict[str, object], asked_by: str, valid_s: float) -> int:
+        """Leave a command for whichever engine lives; its number. Not taken within ``valid_s``, it is void."""
+        now = datetime.now(UTC)
+        until = now + timedelta(seconds=valid_s)
+        row = {"verb": verb, "args": args, "asked_by": asked_by, "asked_at": now, "expires_at": until}
         with self._db.write() as connection:
             key = connection.execute(insert(commands).values(row).returning(commands.c.command_id)).scalar_one()
         return int(key)
 
     def take_command(self, engine_id: str) -> Command | None:
-        """The oldest command that nobody has taken, now this engine's; None when there is none."""
-        waiting = select(commands).where(commands.c.taken_by.is_(None)).order_by(commands.c.command_id).limit(1)
+        """The oldest command that nobody has taken and that still holds, now this engine's; None without one."""
+        untaken = (commands.c.taken_by.is_(None), commands.c.expires_at > datetime.now(UTC))
+        waiting = select(commands).where(*untaken).order_by(commands.c.command_id).limit(1)
         while True:
             with self._db.read() as connection:
                 row = connection.execute(waiting).first()
@@ -105,6 +112,29 @@ class CoordinationStore:
                 claimed = connection.execute(claim).rowcount == 1
             if claimed:
                 return Command(row.command_id, row.verb, row.args, row.asked_by)
+
+    def withdraw(self, command_id: int) -> bool:
+        """Take a command back. False when an engine has it already."""
+        statement = (
+            update(commands)
+            .where(commands.c.command_id == command_id, commands.c.taken_by.is_(None))
+            .values(taken_by="withdrawn", taken_at=datetime.now(UTC))
+        )
+        with self._db.write() as connection:
+            return connection.execute(statement).rowcount == 1
+
+    def save_alerts(self, alerts: Mapping[str, Alert]) -> None:
+        """All episodes, in place of those before."""
+        rows = [{"key": key, "document": _ALERT.dump_python(alert, mode="json")} for key, alert in alerts.items()]
+        with self._db.write() as connection:
+            connection.execute(delete(alerts_table).where(alerts_table.c.key.not_in(list(alerts))))
+            self._db.upsert(connection, alerts_table, rows, ["key"])
+
+    def alerts(self) -> dict[str, Alert]:
+        """By key."""
+        with self._db.read() as connection:
+            rows = connection.execute(select(alerts_table)).all()
+        return {row.key: _ALERT.validate_python(row.document, strict=False) for row in rows}
 
     def answer(self, command_id: int, result: dict[str, object] | None, error: dict[str, object] | None) -> None:
         """The command's outcome. Raises NotFound when there is no such command."""

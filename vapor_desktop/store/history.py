@@ -99,4 +99,4 @@ class HistoryStore:
         with self._db.write() as connection:
             connection.execute(delete(cycles).where(cycles.c.started_at < now - CYCLES_KEPT))
             connection.execute(delete(events).where(events.c.at < now - EVENTS_KEPT))
-            connection.execute(delete(commands).where(commands.c.answered_at < now - COMMANDS_KEPT))
+            connection.execute(delete(commands).where(commands.c.asked_at < now - COMMANDS_KEPT))

@@ -188,12 +188,21 @@ commands = Table(
     Column("args", JSON, nullable=False),
     Column("asked_by", String, nullable=False),
     Column("asked_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),  # nobody takes it later: the one who asked has long gone
     Column("taken_by", String, index=True),
     Column("taken_at", UtcTime),
     Column("result", JSON(none_as_null=True)),
     Column("error", JSON(none_as_null=True)),
     Column("answered_at", UtcTime),
     sqlite_autoincrement=True,  # a number is never given twice, also after old commands were deleted
+)
+
+# Episodes, so that every console tells them, and a restart forgets none.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("document", JSON, nullable=False),
 )
 
 # The journal of operations, whole as the JSON of its model value. History outlives what it is about.

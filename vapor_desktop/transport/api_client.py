@@ -30,6 +30,7 @@ from vapor_desktop.model.wire import (
     MergeRequest,
     PeerCheck,
     PinRequest,
+    PointDomain,
     ReplicaCreate,
     ReplicaView,
     Run,
@@ -150,9 +151,13 @@ class HttpSiteApi:
         """One point, whole."""
         return self._get(Point, _point(vm_uuid, seq))
 
+    def point_domain(self, vm_uuid: str, seq: int) -> PointDomain:
+        """The configuration a point carries; it may hold the VM's secrets."""
+        return self._get(PointDomain, f"{_point(vm_uuid, seq)}/domain")
+
     def drop_point(self, vm_uuid: str, seq: int, grant: WriteGrant) -> Manifest:
         """Merge the next point down into this one. May take long."""
-        return self._send(Manifest, "POST", f"{_point(vm_uuid, seq)}/drop", MergeRequest(grant=grant))
+        return self._send(Manifest, "POST", f"{_point(vm_uuid, seq)}/drop", MergeRequest(grant=grant), long=True)
 
     def pin(self, vm_uuid: str, seq: int, pin: str, grant: WriteGrant) -> Manifest:
         """Keep this point from being merged."""
@@ -280,8 +285,8 @@ class HttpSiteApi:
     def _get(self, kind: type[_T], path: str) -> _T:
         return self._parsed(kind, self._call("GET", path))
 
-    def _send(self, kind: type[_T], method: str, path: str, body: BaseModel) -> _T:
-        return self._parsed(kind, self._call(method, path, body=_json(body), long=True))
+    def _send(self, kind: type[_T], method: str, path: str, body: BaseModel, *, long: bool = False) -> _T:
+        return self._parsed(kind, self._call(method, path, body=_json(body), long=long))
 
     def _parsed(self, kind: type[_T], answer: Any) -> _T:
         value: _T = parsed(kind, answer, self._http.place)

@@ -13,9 +13,11 @@ from vapor_desktop.engine import records
 from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext
 from vapor_desktop.engine.ports import Clock, Hypervisor
 from vapor_desktop.model import rpo
-from vapor_desktop.model.domain_xml.mark import Mark
+from vapor_desktop.model.domain_xml.mark import Mark, read_mark
+from vapor_desktop.model.domain_xml.parse import parse_domain
+from vapor_desktop.model.domain_xml.preflight import Finding, preflight
 from vapor_desktop.model.domain_xml.target import TargetDomain, build_target
-from vapor_desktop.model.errors import DomainNotFound, NotFound, StartFailed, VaporError
+from vapor_desktop.model.errors import Conflict, DomainNotFound, HypervisorFailed, NotFound, StartFailed, VaporError
 from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.sites import Protection
@@ -46,6 +48,53 @@ def points_of(manifest: Manifest, clock: Clock, target_offset: rpo.ClockOffset |
     return tuple(reversed(rows))
 
 
+def _check(ctx: StepContext) -> Result:
+    """Would it start there? Asked before the epoch moves: after that the source's next cycle is refused for good."""
+    p, target = ctx.protection, ctx.site(ctx.protection.target_site)
+    api, hv = ctx.api(target.site_id), ctx.hypervisor(target.site_id)
+    manifest = api.replica(p.vm_uuid).manifest
+    seq = _choose(manifest, ctx.operation.args.get("seq"))
+    _look_for_strangers(p, hv, _epoch(manifest, target.site_id))
+    carried = api.point_domain(p.vm_uuid, seq)
+    folder = f"{target.replica_root}/{p.vm_uuid}"
+    capabilities = hv.capabilities_xml()
+    kvm = has_kvm(capabilities)
+    built = build_target(
+        carried.domain_xml,
+        disks={d: f"{folder}/{d}.qcow2" for d in carried.disks},
+        networks=p.mappings.networks,
+        nvram=f"{folder}/nvram.fd" if carried.nvram else None,
+        fresh_genid=True,
+        kvm=kvm,
+    )
+    lacks = [f for f in target_lacks(hv, built.xml, capabilities, kvm) if f.blocking]
+    if lacks:
+        raise StartFailed(
+            f"“{p.vm_name}” would not start at {target.name}; nothing was changed",
+            why="; ".join(f.what for f in lacks),
+            fix=" ".join(dict.fromkeys(f.fix for f in lacks if f.fix)),
+        )
+    return {"seq": seq}
+
+
+def _look_for_strangers(p: Protection, hv: Hypervisor, epoch: Epoch) -> None:
+    """Raises Conflict for a domain at the target that has its name or its UUID and is not this failover's."""
+    for domain in hv.domains():
+        if domain.vm_uuid == p.vm_uuid:
+            mark = read_mark(hv.domain_xml(p.vm_uuid, secure=False))
+            ours = mark is not None and mark.protection_id == p.protection_id
+            if not ours or (domain.live_id is not None and mark is not None and mark.epoch != epoch.number):
+                raise Conflict(
+                    f"The target has a VM of that UUID that is not this failover's: “{domain.name}” ({domain.state})",
+                    fix="Shut it down and undefine it there, if it is not the one you want to keep",
+                )
+        elif domain.name == p.vm_name:
+            raise Conflict(
+                f"The target has another VM named “{domain.name}”",
+                fix="Rename that one (virsh domrename) and try again",
+            )
+
+
 def _take_over(ctx: StepContext) -> Result:
     """The lease (from whoever has it), then epoch and overlays in one compare-and-set at the site."""
     p, target = ctx.protection, ctx.protection.target_site
@@ -53,8 +102,8 @@ def _take_over(ctx: StepContext) -> Result:
     records.update(ctx.tools.repository, p.protection_id, records.to_phase(Phase.FAILING_OVER))
     lease = ctx.lease(target, takeover=reason)
     manifest = api.replica(p.vm_uuid).manifest
-    seq = ctx.operation.args.get("seq")
-    chosen = _choose(manifest, None if seq is None else int(seq))
+    # The newest of now: a cycle may have published one more since the check. Never an older one than was checked.
+    chosen = _choose(manifest, ctx.operation.args.get("seq"))
     epoch = _epoch(manifest, target)
     run = api.run(p.vm_uuid, RunRequest(fence=lease.fence, new_epoch=epoch, seq=chosen, reason=reason))
     ctx.note(f"Overlays on recovery point {run.seq}, epoch {epoch.number}")
@@ -86,10 +135,14 @@ def _start(ctx: StepContext) -> Result:
         domain = target_domain(p, hv, ctx.api(target).run(vm, request))
         hv.define(domain.xml)
         hv.set_autostart(vm, False)
-        hv.start(vm)
+        if _state(hv, vm) == "paused":
+            hv.resume(vm)
+        else:
+            hv.start(vm)
         notes = domain.notes
     if not ctx.wait_until(lambda: _state(hv, vm) == "running", START_DEADLINE_S, 0.05):
         raise StartFailed(f"“{p.vm_name}” was started at the target but is {_state(hv, vm)}")
+    _look_for_strangers(p, hv, Epoch(number=taken["epoch"], owner=target))
     seconds = (ctx.tools.clock.now() - ctx.operation.started_at).total_seconds()
     ctx.note(f"Running after {seconds:.1f} s")
     return {"running_after_s": seconds, "notes": list(notes)}
@@ -99,7 +152,15 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
     repository, p, now = ctx.tools.repository, ctx.protection, ctx.tools.clock.now()
     if error is not None or "start" not in ctx.done:
         if p.phase is Phase.FAILING_OVER:
-            records.update(repository, p.protection_id, records.to_phase(Phase.ERROR))
+            text = f"The failover is incomplete: {error}" if error else "The failover was undone"
+            code = error.code if error else None
+            records.update(
+                repository,
+                p.protection_id,
+                lambda q: records.to_phase(Phase.ERROR)(q).model_copy(
+                    update={"last_error": text, "last_error_code": code}
+                ),
+            )
         return
     taken = ctx.done["take-over"]
     records.update(repository, p.protection_id, records.failed_over(taken["epoch"], p.target_site))
@@ -112,12 +173,25 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
 FAILOVER = OperationType(
     kind=OperationKind.FAILOVER,
     steps=(
+        Step("check", "Look whether it would start at the target", _check),
         Step("take-over", "Take the VM over at the target", _take_over),
         Step("start", "Start it", _start, no_return=True),
     ),
     asks=False,
     ended=_ended,
 )
+
+
+def target_lacks(hypervisor: Hypervisor, xml: str, capabilities_xml: str, kvm: bool) -> list[Finding]:
+    """What the host lacks to start this very domain."""
+    facts = parse_domain(xml)
+    try:
+        offers: str | None = hypervisor.domain_capabilities_xml(facts.arch, facts.machine, "kvm" if kvm else "qemu")
+    except HypervisorFailed:
+        offers = None
+    return preflight(
+        xml, networks=hypervisor.networks(), capabilities_xml=capabilities_xml, domain_capabilities_xml=offers
+    )
 
 
 def target_domain(protection: Protection, hypervisor: Hypervisor, run: Run) -> TargetDomain:
@@ -140,8 +214,10 @@ def _state(hypervisor: Hypervisor, vm_uuid: str) -> str:
         return "undefined"
 
 
-def _choose(manifest: Manifest, seq: int | None) -> int:
-    if seq is not None:
+def _choose(manifest: Manifest, wanted: object) -> int:
+    """``wanted``: a point's number as the operation's arguments hold it; None for the newest."""
+    if wanted is not None:
+        seq = int(str(wanted))
         if manifest.entry(seq) is None:
             raise NotFound(f"There is no recovery point {seq} of “{manifest.vm_name}”")
         return seq

@@ -9,6 +9,7 @@ from vapor_desktop.model.wire import (
     CurrentAsOf,
     MergeRequest,
     PinRequest,
+    PointDomain,
     ReplicaCreate,
     ReplicaView,
     Run,
@@ -52,6 +53,12 @@ def delete(vm: str, body: WriteGrant, caller: Admin, site: Site) -> None:
 def point(vm: str, seq: int, _caller: Viewer, site: Site) -> Point:
     """One recovery point."""
     return site.store.point(_vm(vm), seq)
+
+
+@router.get("/{vm}/points/{seq}/domain")
+def point_domain(vm: str, seq: int, _caller: Operator, site: Site) -> PointDomain:
+    """The configuration of one recovery point. Not for viewers: it may hold the VM's secrets."""
+    return site.store.point_domain(_vm(vm), seq)
 
 
 @router.post("/{vm}/points/{seq}/drop")

@@ -20,6 +20,7 @@ from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointDisk, P
 from vapor_desktop.model.wire import (
     CurrentAsOf,
     IncomingView,
+    PointDomain,
     PointDraft,
     ReplicaCreate,
     ReplicaView,
@@ -134,6 +135,13 @@ class ReplicaStore:
         """Raises NotFound."""
         layout, _ = self._entry(vm, seq)
         return index.load_point(layout, seq)
+
+    def point_domain(self, vm: str, seq: int) -> PointDomain:
+        """The configuration the point carries. Raises NotFound."""
+        layout, entry = self._entry(vm, seq)
+        point = index.load_point(layout, seq)
+        xml = self.point_file(vm, seq, "domain.xml").read_text()
+        return PointDomain(domain_xml=xml, disks=tuple(sorted(entry.files)), nvram=point.nvram)
 
     def point_file(self, vm: str, seq: int, name: str) -> Path:
         """``domain.xml`` or ``nvram.fd`` of a living point. Raises NotFound."""

@@ -1,4 +1,4 @@
-"""The journal of durable operations."""
+"""The journal of durable operations, alerts that outlive an engine, commands that expire."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the table."""
+    """Add the tables and the column."""
+    op.add_column("commands", sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True))
+    op.create_table(
+        "alerts",
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("document", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_alerts")),
+    )
     op.create_table(
         "operations",
         sa.Column("operation_id", sa.String(), nullable=False),
