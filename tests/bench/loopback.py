@@ -1,4 +1,7 @@
-"""A real sshd on loopback, started by hand on a free port, with two keys: one for the mover, one to forward."""
+"""A real sshd, started by hand on a free port, with two keys: one for the mover, one to forward.
+
+On loopback, or at another address of this machine's network namespaces (``enter``: the words that get there).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.unit.mover_rig import Rig, run
@@ -19,7 +23,8 @@ START_S = 10.0
 class Sshd:
     """Accepts the rig's source site as peer (forced command), and a free key for a forwarded socket."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, address: str = "127.0.0.1", enter: Sequence[str] = ()) -> None:
+        self.address = address
         self.root = rig.root / "ssh"
         self.root.mkdir(mode=0o700)
         self.port = _free_port()
@@ -35,15 +40,15 @@ class Sshd:
         keys.write_text(f'restrict,command="{forced}" {site_key}\n{free_key}\n')
         config = self.root / "sshd_config"
         config.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.root}/host\nAuthorizedKeysFile {keys}\n"
+            f"Port {self.port}\nListenAddress {address}\nHostKey {self.root}/host\nAuthorizedKeysFile {keys}\n"
             f"StrictModes no\nUsePAM no\nPidFile {self.root}/pid\nPermitRootLogin prohibit-password\n"
             "PasswordAuthentication no\nLogLevel ERROR\n"
         )
         Path("/run/sshd").mkdir(exist_ok=True)
-        self._process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)])
-        _wait_for_port(self.port)
+        self._process = subprocess.Popen([*enter, "/usr/sbin/sshd", "-D", "-e", "-f", str(config)])
+        _wait_for_port(address, self.port)
         host_key = " ".join((self.root / "host.pub").read_text().split()[:2])
-        (self.root / "known").write_text(f"[127.0.0.1]:{self.port} {host_key}\n")
+        (self.root / "known").write_text(f"[{address}]:{self.port} {host_key}\n")
         user = run("id", "-un").strip()
         Enrolments(rig.source).add_peer(
             EnrolPeer(
@@ -51,7 +56,7 @@ class Sshd:
                 name="b",
                 public_key=site_key,
                 host_keys=(host_key,),
-                address="127.0.0.1",
+                address=address,
                 port=self.port,
                 user=user,
             ),
@@ -69,7 +74,7 @@ class Sshd:
                 *("ssh", "-F", "none", "-N", "-T", "-i", str(self.root / "free"), "-p", str(self.port)),
                 *("-o", f"UserKnownHostsFile={self.root}/known", "-o", "BatchMode=yes", "-o", f"Ciphers={CIPHERS}"),
                 *("-o", "Compression=no", "-o", "IPQoS=throughput", "-o", "ExitOnForwardFailure=yes"),
-                *("-L", f"{here}:{there}", "127.0.0.1"),
+                *("-L", f"{here}:{there}", self.address),
             ]
         )
         deadline = time.monotonic() + START_S
@@ -90,11 +95,11 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _wait_for_port(port: int) -> None:
+def _wait_for_port(address: str, port: int) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((address, port), timeout=1).close()
             return
         except OSError:
             if time.monotonic() > deadline:
