@@ -30,12 +30,14 @@ class Certificate:
     sha256: bytes
 
 
-def make_certificate(directory: Path, name: str, *, days: tuple[int, int] = (-1, 3650)) -> Certificate:
-    """Key and certificate in one file; valid from/to in days from now."""
+def make_certificate(
+    directory: Path, name: str, *, days: tuple[int, int] = (-1, 3650), names: tuple[str, ...] = ()
+) -> Certificate:
+    """Key and certificate in one file; valid from/to in days from now. ``names``: of the host, in DNS."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -44,8 +46,11 @@ def make_certificate(directory: Path, name: str, *, days: tuple[int, int] = (-1,
         .not_valid_before(now + timedelta(days=days[0]))
         .not_valid_after(now + timedelta(days=days[1]))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
     )
+    if names:
+        alternative = x509.SubjectAlternativeName([x509.DNSName(host) for host in names])
+        builder = builder.add_extension(alternative, critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

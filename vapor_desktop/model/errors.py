@@ -316,6 +316,12 @@ class DatabaseTrouble(VaporError):
     code, fate = "DATABASE", Fate.OPERATOR
 
 
+class AlarmNotSent(VaporError):
+    """A mail server or webhook did not take an alarm; it is kept and tried again."""
+
+    code, fate = "ALARM-NOT-SENT", Fate.RETRY
+
+
 class IllegalTransition(VaporError):
     """A state change that the table of legal transitions does not know."""
 

@@ -1,4 +1,4 @@
-"""The administrator's verbs on a host: ``vapor-site token|fingerprint|doctor|rebuild``."""
+"""The administrator's verbs on a host: ``vapor-site token|fingerprint|doctor|alarm|rebuild``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 from vapor_desktop.hypervisor.connection import LibvirtHypervisor
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.wire import Scope
+from vapor_desktop.site.alarm_targets import try_targets
 from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.doctor import run_checks
 from vapor_desktop.site.enrolments import Enrolments, uuid_text
@@ -156,6 +157,27 @@ def doctor(as_json: bool) -> None:
             if check.fix:
                 click.echo(f"     -> {check.fix}")
     if not all(check.ok for check in checks):
+        sys.exit(1)
+
+
+@cli.group()
+def alarm() -> None:
+    """The site's own alarm: mail and webhook of site.toml."""
+
+
+@alarm.command("test")
+@click.option("--json", "as_json", is_flag=True)
+@_plainly
+def alarm_test(as_json: bool) -> None:
+    """Send a test to every target now; exit code 1 when one of them, or one recipient, does not get it."""
+    settings = load_settings()
+    tried = try_targets(settings.alarm, settings.name)
+    if as_json:
+        click.echo(json.dumps([{"target": name, "error": error and error.to_wire()} for name, error in tried]))
+    else:
+        for name, error in tried:
+            click.echo(f"{'ok  ' if error is None else 'BAD '} {name:30} {error or 'sent'}")
+    if any(error for _, error in tried):
         sys.exit(1)
 
 

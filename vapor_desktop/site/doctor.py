@@ -15,6 +15,8 @@ from pathlib import Path
 from vapor_desktop.model.errors import HypervisorFailed, HypervisorUnreachable, VaporError
 from vapor_desktop.model.wire import DoctorCheck
 from vapor_desktop.site import guard_hook
+from vapor_desktop.site.alarm_targets import password_problem
+from vapor_desktop.site.deliveries import load
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import host_keys, site_id
 from vapor_desktop.site.settings import SiteSettings
@@ -49,6 +51,7 @@ def run_checks(settings: SiteSettings, versions: Versions) -> Iterator[DoctorChe
     yield _command(settings)
     yield _helper(settings)
     yield guard_hook.check(settings)
+    yield from _alarms(settings)
 
 
 def _check(name: str, ok: bool, found: str, fix: str = "") -> DoctorCheck:
@@ -188,3 +191,27 @@ def _helper(settings: SiteSettings) -> DoctorCheck:
     answers = HelperClient(settings.helper_socket, timeout_s=CONNECT_S).ping()
     found = f"{settings.helper_socket} {'answers' if answers else 'does not answer'}"
     return _check("root helper", answers, found, "`systemctl enable --now vapor-helper.socket`")
+
+
+def _alarms(settings: SiteSettings) -> Iterator[DoctorCheck]:
+    """What is known without troubling the mail server: this runs often. `vapor-site alarm test` asks it."""
+    alarm = settings.alarm
+    if not alarm.webhook and not alarm.mail_to:
+        yield _check("alarms", True, "the journal only: site.toml names no webhook and no mail_to")
+        return
+    state = settings.events_file.parent
+    if alarm.webhook:
+        yield _lane("alarm webhook", state / "alarm-webhook.json", None, "configured")
+    if alarm.mail_to:
+        found = f"to {', '.join(alarm.mail_to)} by {alarm.smtp_host} port {alarm.smtp_port}"
+        yield _lane("alarm mail", state / "alarm-mail.json", password_problem(alarm), found)
+
+
+def _lane(name: str, state: Path, problem: VaporError | None, found: str) -> DoctorCheck:
+    if problem is not None:
+        return _check(name, False, str(problem), problem.fix)
+    waiting, failing = load(state)
+    if failing is None:
+        return _check(name, True, found)
+    words = f"{len(waiting)} not delivered, since {failing.since}: {failing.what}"
+    return _check(name, False, f"{words}: {failing.why}" if failing.why else words, failing.fix)

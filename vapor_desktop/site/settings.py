@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +25,8 @@ from vapor_desktop.model.errors import InvalidRequest
 CONFIG_VARIABLE = "VAPOR_SITE_CONFIG"
 DEFAULT_CONFIG = Path("/etc/vapor/site.toml")
 GIB = 1024**3
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -44,7 +46,19 @@ class AlarmTargets(BaseModel):
     mail_from: str = "vapor@localhost"
     smtp_host: str = "localhost"
     smtp_port: Port = 25
+    smtp_tls: Literal["none", "starttls", "tls"] = "none"  # tls: from the first byte, usually port 465
+    smtp_ca_file: Path | None = None  # None: the system's certificate authorities
+    smtp_user: str | None = None
+    smtp_password_file: Path | None = None  # its first line; read anew for every mail
     every_s: Annotated[float, Field(gt=0)] = 10.0  # how often the replicas' ages are looked at
+
+    @model_validator(mode="after")
+    def _password_is_never_in_the_clear(self) -> Self:
+        if (self.smtp_user is None) != (self.smtp_password_file is None):
+            raise ValueError("smtp_user and smtp_password_file go together")
+        if self.smtp_user and self.smtp_tls == "none" and self.smtp_host not in LOOPBACK:
+            raise ValueError('a password goes to another host only with smtp_tls = "starttls" or "tls"')
+        return self
 
 
 class SiteSettings(BaseSettings):
