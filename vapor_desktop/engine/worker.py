@@ -18,7 +18,7 @@ from vapor_desktop.engine.ports import Clock, CycleRecord, Repository, SiteGatew
 from vapor_desktop.engine.scheduler import backoff_s
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model import retention
-from vapor_desktop.model.errors import EpochMoved, NotFound, PointPinned, Unexpected, VaporError
+from vapor_desktop.model.errors import EpochMoved, NotFound, PointPinned, ReplicaFull, Unexpected, VaporError
 from vapor_desktop.model.manifest import DiskMode, Epoch, Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
@@ -83,6 +83,8 @@ class ProtectionWorker:
             outcome = self._cycle(protection)
         except VaporError as error:
             self._failed(protection, error, self._clock.monotonic() - began)
+            if isinstance(error, ReplicaFull):
+                self._make_room(protection)
             return None
         finally:
             with self._lock:
@@ -297,6 +299,15 @@ class ProtectionWorker:
             return retention.chain_limit(None)
         major, minor, *_ = (int(part) for part in version.split("."))
         return retention.chain_limit(major * 1_000_000 + minor * 1_000)
+
+    def _make_room(self, protection: Protection) -> None:
+        """A full target: let go now of what the policy no longer keeps, for no cycle will come to it."""
+        try:
+            view = self._gateway.api(self._site(protection.target_site)).replica(protection.vm_uuid)
+        except VaporError as error:
+            log.info("retention waits", vm=protection.vm_name, code=error.code, error=str(error))
+            return
+        self._trim(protection, view.manifest, max(0, view.files_in_chain - len(view.manifest.points)))
 
     # --- retention ---------------------------------------------------------------------------------------
     def _trim(self, protection: Protection, manifest: Manifest, extra_files: int) -> None:

@@ -17,6 +17,7 @@ from vapor_desktop.model.wire import ReplicaView
 from vapor_desktop.site.site_events import EventLog, event
 from vapor_desktop.site.statefile import make_dir, read_json, write_json
 
+_INVALID = "invalid:"  # before a VM's UUID: its manifest cannot be read; no age is judged then
 _log = logging.getLogger("vapor.alarm")
 
 
@@ -60,11 +61,12 @@ class RpoAlarm:
             self._stop.wait(self._every_s)
 
     def look(self) -> None:
-        """Judge every readable replica whose source still owns the VM; a broken manifest is not judged."""
+        """Judge every readable replica whose source still owns the VM; a broken manifest is an alarm of its own."""
         late = set(self._late)
         views = self._replicas()
         for view in views:
             manifest = view.manifest
+            self._judge_manifest(late, view)
             if not view.valid or manifest.newest is None:
                 continue
             if manifest.epoch.owner != manifest.source_site:  # taken over here: nothing is due any more
@@ -72,10 +74,20 @@ class RpoAlarm:
                 continue
             age_s = (self._now() - manifest.newest.current_as_of).total_seconds()
             self._judge(late, manifest.vm_uuid, manifest.vm_name, age_s, manifest.policy.rpo_target_s)
-        late &= {view.manifest.vm_uuid for view in views}
+        late &= {name for view in views for name in (view.manifest.vm_uuid, _INVALID + view.manifest.vm_uuid)}
         if late != self._late:
             write_json(self._state, sorted(late))
             self._late = late
+
+    def _judge_manifest(self, late: set[str], view: ReplicaView) -> None:
+        vm, name, key = view.manifest.vm_uuid, view.manifest.vm_name, _INVALID + view.manifest.vm_uuid
+        if not view.valid and key not in late:
+            late.add(key)
+            why = (view.trouble or {}).get("what", "its manifest is damaged")
+            self._events.add(event(vm, "rpo-alarm", f"The replica of {name or vm} is read-only: {why}"))
+        elif view.valid and key in late:
+            late.discard(key)
+            self._events.add(event(vm, "rpo-recovered", f"The replica of {name} is whole again"))
 
     def _judge(self, late: set[str], vm: str, name: str, age_s: float, target_s: int) -> None:
         if age_s > target_s and vm not in late:

@@ -21,6 +21,7 @@ from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import FileLock, remove, remove_flat, sync_dir, sync_file, write_durable
 from vapor_desktop.site.replica.layout import Layout
 from vapor_desktop.site.replica.references import References
+from vapor_desktop.site.replica.space import check_space
 
 _HEAD_BYTES = 64 * 1024
 Scan = Callable[[], References]
@@ -52,6 +53,7 @@ def start(layout: Layout, manifest: Manifest, seq: int, scan: Scan) -> Manifest:
     refs = scan()
     check_free(layout, manifest, journal, refs)
     _check_shape(layout, journal, refs)
+    _check_room(layout, journal)
     write_durable(layout.merge_journal, journal.model_dump_json().encode())
     steps.reached("merge-journalled")
     dead = entry.model_copy(update={"dead": True})
@@ -109,6 +111,12 @@ def _check_shape(layout: Layout, journal: MergeJournal, refs: References) -> Non
         children = refs.children(layout.disks / lower)
         if children != ([] if upper is None else [layout.disks / upper]):
             raise PointPinned(f"{layout.disks / lower} has other files on it than the next point's")
+
+
+def _check_room(layout: Layout, journal: MergeJournal) -> None:
+    """Raises ReplicaFull: a copy that fills the file system would stop what runs on it (a failed-over VM)."""
+    uppers = [layout.disks / upper for _, upper in journal.pairs.values() if upper is not None]
+    check_space(layout.top, max((u.stat().st_blocks * 512 for u in uppers), default=0), 0)
 
 
 def load_journal(layout: Layout) -> MergeJournal | None:

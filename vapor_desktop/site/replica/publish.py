@@ -75,10 +75,13 @@ def publish(
         nvram="nvram" in blobs,
         tpm="tpm" in blobs,
     )
+    # Told by the engine's clock and a measured offset: one that stepped must not make a point of the future,
+    # whose age would be unknown, and this site's alarm blind, until time caught up.
+    taken_at = min(point.taken_at, point.published_at)
     entry = PointEntry(
         seq=point.seq,
-        taken_at=point.taken_at,
-        current_as_of=point.taken_at,
+        taken_at=taken_at,
+        current_as_of=taken_at,
         files={d.target: incoming.disk(d.target).file for d in disks},
         sizes=incoming.sizes,
         checkpoint=point.checkpoint,
