@@ -96,8 +96,7 @@ def test_two_real_sites(
     tokens = [alpha.site.one_time(), beta.site.one_time()]
     bare = f"127.0.0.1:{beta.site.port}"
     go(qtbot, wizard, (alpha.site.url, tokens[0]), (bare, tokens[1]))
-    printed = alpha.site.admin("fingerprint").replace(":", "").replace(" ", "").upper()
-    assert wizard.identity.cards[0].fingerprint.text().replace(" ", "").replace("\n", "") in printed
+    assert wizard.identity.cards[0].fingerprint.text().replace("\n", "") in alpha.site.admin("fingerprint")
     qtbot.waitUntil(lambda: ended(wizard), timeout=60_000)
     assert wizard.run.done, wizard.run.problem.text()
     assert "alpha and beta are paired. They reach each other directly." in wizard.run.problem.text()

@@ -25,7 +25,7 @@ def add(out: Output, url: str, token_file: str | None, fingerprint: str | None) 
     with program.reading() as backend:
         probe = backend.probe_site(backend.normalise_url(url))
         if not out.as_json:
-            click.echo(f"  certificate SHA-256 {probe.cert_sha256}", err=True)
+            click.echo(f"  certificate SHA-256 {bytes.fromhex(probe.cert_sha256).hex(':').upper()}", err=True)
         wanted = (fingerprint or "").replace(":", "").replace(" ", "").casefold()
         if wanted and wanted != probe.cert_sha256.casefold():
             raise CertificateChanged("The site's certificate is not the one you named; nothing was sent")

@@ -36,9 +36,9 @@ NEW, NOBODY = "a new site", "nobody yet"
 
 
 def fingerprint_text(sha256: str) -> str:
-    """64 hex digits in groups of four, eight groups a line, as ``vapor-site fingerprint`` prints them."""
-    groups = [sha256[n : n + 4].upper() for n in range(0, len(sha256), 4)]
-    return "\n".join(" ".join(groups[n : n + 8]) for n in range(0, len(groups), 8))
+    """64 hex digits as ``vapor-site fingerprint`` prints them (``AB:CD:…``), on two lines."""
+    pairs = [sha256[n : n + 2].upper() for n in range(0, len(sha256), 2)]
+    return ":".join(pairs[:16]) + ":\n" + ":".join(pairs[16:])
 
 
 class FormPage(QWizardPage):

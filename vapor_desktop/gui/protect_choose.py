@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QSignalBlocker, Qt
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QComboBox,
@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
 )
 
 from vapor_desktop.gui import words
+from vapor_desktop.gui.bridge import Call
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.error_box import sentence
 from vapor_desktop.gui.forms import child
@@ -170,6 +171,8 @@ class TargetPage(FormPage):
         self._target, self._room = child(self.form, QComboBox, "target"), child(self.form, QLabel, "room")
         self.table, self.state = child(self.form, QTableWidget, "networks"), child(self.form, QLabel, "state")
         self._choices: dict[str, QComboBox] = {}
+        self._mapped: dict[str, str] = {}  # what was chosen; a new answer of the target must not undo it
+        self._asked: Call | None = None
         self._source = ""
         self.table.setColumnCount(2)
         self.table.setHorizontalHeaderLabels(["Network at the source", "Network at the target"])
@@ -191,6 +194,7 @@ class TargetPage(FormPage):
         source = self._vms.source()
         if source != self._source or not self._target.count():
             self._source = source
+            blocker = QSignalBlocker(self._target)  # it is read once, below
             self._target.clear()
             for site_id, status in self._sites.items():
                 route = self._peers.get(frozenset((source, site_id)))
@@ -198,6 +202,7 @@ class TargetPage(FormPage):
                     self._target.addItem(f"{status.site.name} ({route})", site_id)
             if not self._target.count():
                 self._room.setText("This site is not paired with another one. Pair it first.")
+            blocker.unblock()
         self._read()
 
     def isComplete(self) -> bool:
@@ -205,8 +210,11 @@ class TargetPage(FormPage):
         return bool(self.target()) and all(box.currentIndex() > 0 for box in self._choices.values())
 
     def _read(self) -> None:
+        self._mapped.update(self.mapping())
         self._choices = {}
         self.table.setRowCount(0)
+        if self._asked is not None:
+            self._asked.abandon()
         target, backend = self.target(), self._context.backend
         if not target:
             self.completeChanged.emit()
@@ -214,17 +222,14 @@ class TargetPage(FormPage):
         status = self._sites[target]
         self._room.setText(f"{words.size(status.free_bytes)} free of {words.size(status.total_bytes)} there.")
         self.state.setText("Reading the target's networks…")
-        self._context.bridge.ask(
-            lambda: (target, backend.site_networks(target)),
+        self._asked = self._context.bridge.ask(
+            lambda: backend.site_networks(target),
             self,
             self._show,
             lambda error: self.state.setText(sentence(error)),
         )
 
-    def _show(self, answer: tuple[str, Sequence[str]]) -> None:
-        target, there = answer
-        if target != self.target():
-            return
+    def _show(self, there: Sequence[str]) -> None:
         needed = sorted({network for vm in self._vms.chosen() for network in vm.networks})
         self.table.setRowCount(len(needed))
         for row, name in enumerate(needed):
@@ -234,7 +239,8 @@ class TargetPage(FormPage):
             box = QComboBox(self.table)
             box.setAccessibleName(f"Network at the target for {name}")
             box.addItems(["choose…", *there])
-            box.setCurrentText(name if name in there else "choose…")
+            wanted = self._mapped.get(name, name)
+            box.setCurrentText(wanted if wanted in there else "choose…")
             box.currentIndexChanged.connect(lambda _n: self.completeChanged.emit())
             self.table.setCellWidget(row, 1, box)
             self._choices[name] = box
