@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import time_machine
 from replica_bench import MIB, SOURCE, START, TARGET, VM, XML, Bench, Source, read_image
 
 from vapor_desktop.model.errors import (
@@ -237,6 +238,18 @@ def test_current_as_of_moves_only_forward(bench: Bench) -> None:
         bench.store.current_as_of(
             VM, CurrentAsOf(grant=bench.grant(), seq=2, at=datetime.now(UTC) + timedelta(hours=1))
         )
+
+
+def test_a_time_from_the_future_yields_to_what_is_proven_now(bench: Bench) -> None:
+    """The target's clock was set back: an idle VM must not stay unknown until the clock gets there again."""
+    bench.cycle()
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    with time_machine.travel(ahead, tick=True):
+        bench.store.current_as_of(VM, CurrentAsOf(grant=bench.grant(), seq=1, at=ahead))
+    assert bench.manifest.points[0].current_as_of == ahead
+    now = datetime.now(UTC)
+    bench.store.current_as_of(VM, CurrentAsOf(grant=bench.grant(), seq=1, at=now))
+    assert bench.manifest.points[0].current_as_of == now
 
 
 def run_request(bench: Bench, seq: int, number: int = 2, owner: str = TARGET) -> RunRequest:

@@ -16,6 +16,7 @@ from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.offline import OfflineImages
 from vapor_desktop.engine.plan import CyclePlan, ours, plan_cycle
 from vapor_desktop.engine.ports import Clock, Hypervisor, Mover, SiteApi
+from vapor_desktop.model import rpo
 from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
 from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import DomainBusy, NotFound, TransferCancelled, VaporError
@@ -52,6 +53,7 @@ class Hooks:
 
     on_progress: Callable[[Progress], None] = lambda _p: None
     on_plan: Callable[[CyclePlan], None] = lambda _p: None
+    on_clock: Callable[[float, float], None] = lambda _offset_s, _error_s: None  # the target's, measured anew
     before_job_end: Callable[[Manifest, str | None], None] = lambda _m, _s: None
     cancelled: Callable[[], bool] = lambda: False
 
@@ -107,7 +109,9 @@ class Cycle:
     def run(self) -> Outcome:
         """The whole cycle, under the target's lease for this VM."""
         c = self._c
+        asked_at = c.clock.now()
         with HeldLease(c.target_api, self._vm, c.holder, c.holder_name, "cycle") as lease:
+            self._check_clock(asked_at, lease.granted_at)
             domain = c.hypervisor.domain(self._vm)
             view = self._replica(lease, domain.name)
             self._clear_leftovers(domain)
@@ -115,6 +119,14 @@ class Cycle:
             c.hooks.on_plan(plan)
             run = self._live if plan.running else self._offline
             return replace(run(plan, view.manifest, domain, lease), extra_files=_extra_files(view))
+
+    def _check_clock(self, asked_at: datetime, granted_at: datetime) -> None:
+        """A point carries the target's time. The lease tells whether that clock was set since it was measured."""
+        c = self._c
+        told = rpo.ClockOffset.measure(asked_at, granted_at, c.clock.now())
+        if abs(told.offset_s - c.target_offset_s) > told.error_s + rpo.CLOCK_NOISE_S:
+            _identity, c.target_offset_s, error_s = c.target_api.identity()
+            c.hooks.on_clock(c.target_offset_s, error_s)
 
     # --- observing --------------------------------------------------------------------------------
     def _replica(self, lease: HeldLease, name: str) -> ReplicaView:

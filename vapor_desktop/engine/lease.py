@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -55,6 +56,13 @@ class HeldLease:
         if self._lease is None:
             raise StaleLease("The lease is not held")
         return self._lease.fence
+
+    @property
+    def granted_at(self) -> datetime:
+        """When it was granted (or renewed), on the site's clock. Raises StaleLease when it is not held."""
+        if self._lease is None:
+            raise StaleLease("The lease is not held")
+        return self._lease.expires_at - timedelta(seconds=TTL_S)
 
     def lost(self) -> bool:
         """True once renewal failed for good."""

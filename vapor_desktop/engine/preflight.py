@@ -12,6 +12,7 @@ from vapor_desktop.model.domain_xml.target import build_target
 from vapor_desktop.model.domains import DomainView
 from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import HypervisorFailed, VaporError
+from vapor_desktop.model.rpo import CLOCK_TELLS_S
 from vapor_desktop.model.sites import Site
 from vapor_desktop.model.view import Check, ProtectRequest
 
@@ -72,7 +73,7 @@ def run(
     def read_clock() -> Check:
         _identity, offset_s, error_s = gateway.api(target).identity()
         text = f"{offset_s:+.2f} s ± {error_s:.2f} s against this console"
-        if abs(offset_s) > 60:
+        if abs(offset_s) > CLOCK_TELLS_S:
             return Check("clock", "Clock at the target", "warning", text, "Set the clock there (NTP)")
         return Check("clock", "Clock at the target", "ok", text)
 

@@ -15,6 +15,7 @@ from vapor_desktop.model.view import ProtectionStatus
 
 LIVE_IS_FRESH = timedelta(seconds=10)
 _BUSY = {Phase.INITIAL_SYNC, Phase.SYNCING, Phase.COMPARING}
+_WORKED = {"point", "unchanged"}
 _OVER = {Phase.PROVISIONAL, Phase.FAILED_OVER}
 
 
@@ -39,7 +40,7 @@ def status(
     worked = [c for c in cycles if c.outcome == "point"]
     durations = [c.duration_s for c in worked]
     fresh = live if live and now - live.at < LIVE_IS_FRESH else None
-    due = _due(protection, as_of, durations, now, offset)
+    due = _due(protection, as_of, cycles, durations, now, offset)
     return ProtectionStatus(
         protection=protection,
         source_name=site_names.get(protection.source_site, protection.source_site[:8]),
@@ -67,6 +68,7 @@ def status(
 def _due(
     protection: Protection,
     as_of: datetime | None,
+    cycles: Sequence[CycleRecord],
     durations: Sequence[float],
     now: datetime,
     offset: rpo.ClockOffset | None,
@@ -75,6 +77,9 @@ def _due(
     if protection.paused or protection.phase in _OVER:
         return None
     ours = as_of - timedelta(seconds=offset.offset_s) if as_of is not None and offset else as_of
+    if ours is not None and ours > now + timedelta(seconds=rpo.CLOCK_NOISE_S):
+        # The target's clock was set back: our own clock tells when its newest point was made, roughly.
+        ours = next((c.started_at for c in cycles if c.outcome in _WORKED), None)
     due = due_at(protection.policy, ours, expected_duration_s(durations), now)
     return max(due, protection.not_before) if protection.not_before else due
 

@@ -10,6 +10,8 @@ from vapor_desktop.model.states import RpoHealth
 AT_RISK_RATIO = 0.8
 # A point "from the future" by less than this is measurement noise of the clocks' offsets.
 CLOCK_NOISE_S = 2.0
+# A site's clock that is off by more than this is told. Ages are right all the same: the offset is measured.
+CLOCK_TELLS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)

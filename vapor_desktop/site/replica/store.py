@@ -349,11 +349,13 @@ class ReplicaStore:
 
     def current_as_of(self, vm: str, request: CurrentAsOf) -> Manifest:
         """Only forward (an older time changes nothing), only for the newest point, not into the future."""
-        if request.at > datetime.now(UTC) + _CLOCK_NOISE:
+        latest = datetime.now(UTC) + _CLOCK_NOISE
+        if request.at > latest:
             raise InvalidRequest(f"{request.at.isoformat()} is in the future of this site's clock")
 
         def advance(entry: PointEntry) -> PointEntry:
-            later = max(entry.current_as_of, request.at)
+            # A time from the future says only that this clock was set back since: what is proven now is better.
+            later = request.at if entry.current_as_of > latest else max(entry.current_as_of, request.at)
             return entry.model_copy(update={"current_as_of": later})
 
         return self._change(vm, request.seq, request.grant, advance, newest_only=True)
