@@ -11,18 +11,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from site_server import free_port
 
-from vapor_desktop.model.errors import HostKeyChanged, NotAllowed, NotAVaporSite, SiteUnreachable
-from vapor_desktop.model.wire import EnrolConsole, EnrolPeer
+from vapor_desktop.model.errors import HostKeyChanged, NotAllowed, NotAVaporSite, SiteUnreachable, Unexpected
+from vapor_desktop.model.manifest import Epoch
+from vapor_desktop.model.wire import EnrolConsole, EnrolPeer, GuardRequest, GuardState, LeaseRequest, OwnerWord
+from vapor_desktop.site import leases
+from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.enrolments import Enrolments
+from vapor_desktop.site.guard_book import GuardBook
 from vapor_desktop.site.identity import ensure_identity, user_public_key
-from vapor_desktop.site.peers import check_peer
+from vapor_desktop.site.peers import OWNERS_AT_ONCE, ask_owners, check_peer
 from vapor_desktop.site.settings import SiteSettings
 from vapor_desktop.site.ssh_options import peer_ssh_argv
 
+LEASE = LeaseRequest(holder="engine", holder_name="desk", purpose="guard")
 CONSOLE = "11111111-1111-4111-8111-111111111111"
 
 
@@ -41,6 +47,7 @@ def make_site(directory: Path) -> SiteSettings:
         "state_dir": str(directory / "state"),
         "replica_roots": [str(directory / "replicas")],
         "site_command": command,
+        "libvirt_uri": "test:///default",  # libvirt's own test driver: one running VM, without a daemon
     }
     config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     settings = SiteSettings(
@@ -120,6 +127,39 @@ def test_a_peer_is_reached_checked_and_recognised(here: SiteSettings, there: Sit
             check_peer(here, far)
     with pytest.raises(SiteUnreachable):
         check_peer(here, far)
+
+
+def test_a_peer_tells_who_owns_vms_and_whether_they_run(
+    here: SiteSettings, there: SiteSettings, tmp_path: Path
+) -> None:
+    port = free_port()
+    guarded, unknown, running = (str(uuid4()), str(uuid4()), "6695eb01-f6a4-8304-79aa-97f2502e193f")
+    many = [str(uuid4()) for _ in range(OWNERS_AT_ONCE)]
+    with sshd(tmp_path, there.authorized_keys, port) as host_key:
+        far = pair(here, there, host_key, port)
+        request = GuardRequest(
+            fence=leases.acquire(there.leases_dir, guarded, LEASE, lambda *_a, **_f: None).fence,
+            epoch=Epoch(number=4, owner=far.site_id),
+            state=GuardState.OWN,
+            vm_name="web01",
+            peer_site=ensure_identity(here),
+            reason="protected",
+            by="test",
+        )
+        GuardBook(there, AuditLog(there.audit_log)).arm(guarded, request)
+        damaged = there.guard_dir / f"{many[0]}.json"
+        damaged.write_text("{")
+        words = ask_owners(here, far, [guarded, unknown, running, *many])
+        assert words[guarded] == OwnerWord(epoch=request.epoch, runs=False)
+        assert words[unknown] == OwnerWord(epoch=None, runs=False)
+        assert words[running] == OwnerWord(epoch=None, runs=True)
+        assert isinstance(words[many[0]], Unexpected)  # damaged: no answer, least of all "nobody's"
+        assert words[many[-1]] == OwnerWord(epoch=None, runs=False)
+        Enrolments(there).remove_peer(ensure_identity(here))
+        with pytest.raises(NotAllowed):
+            ask_owners(here, far, [guarded])
+    with pytest.raises(SiteUnreachable):
+        ask_owners(here, far, [guarded])
 
 
 def _expect_other(here: SiteSettings, far: EnrolPeer) -> None:

@@ -121,6 +121,13 @@ def watch(out: Output, interval: float, count: int) -> None:
 @click.option("--keep", nargs=3, type=int, default=(6, 6, 3), show_default=True, help="Newest, hourly, daily points.")
 @click.option("--at", "at", multiple=True, metavar="HH:MM", help="Cycles at fixed times of day (UTC); repeatable.")
 @click.option("--limit", type=int, default=None, help="Bandwidth limit in bytes per second.")
+@click.option(
+    "--start-guard",
+    type=click.Choice(["hold", "start"]),
+    default="hold",
+    show_default=True,
+    help="After the host booted and while the other site cannot be asked: hold it, or start it (split-brain risk).",
+)
 @click.option("--wait", is_flag=True, help="Until the first recovery point is complete.")
 @json_option
 @click.pass_obj
@@ -134,6 +141,7 @@ def protect(
     keep: tuple[int, int, int],
     at: tuple[str, ...],
     limit: int | None,
+    start_guard: str,
     wait: bool,
 ) -> None:
     """Protect VMS (names or UUIDs) of the source site at the target site."""
@@ -157,7 +165,15 @@ def protect(
                 raise NotFound(f"{a.name} has no VM “{vm}”", fix=f"It has: {', '.join(sorted(there)) or 'none'}")
             uuids.append(found)
         request = ProtectRequest(
-            tuple(uuids), a.site_id, b.site_id, rpo, networks, *keep, bandwidth_bytes_s=limit, at_times=times
+            tuple(uuids),
+            a.site_id,
+            b.site_id,
+            rpo,
+            networks,
+            *keep,
+            bandwidth_bytes_s=limit,
+            at_times=times,
+            start_guard=start_guard,
         )
         checks = backend.preflight(request, out.check)
         bad = [c for c in checks if c.state == "failed"]

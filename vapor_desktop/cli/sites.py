@@ -58,6 +58,7 @@ def list_(out: Output) -> None:
                     "libvirt": r.libvirt_version,
                     "free_bytes": r.free_bytes,
                     "peers": list(r.peers),
+                    "start_guard": r.guard_proven,
                     "error": r.error,
                     "error_code": r.error_code,
                 }
@@ -73,10 +74,11 @@ def list_(out: Output) -> None:
             r.libvirt_version or "—",
             size(r.free_bytes),
             "—" if r.clock_offset_s is None else f"{r.clock_offset_s:+.2f} s",
+            {True: "proven", False: "OFF", None: "—"}[r.guard_proven],
         )
         for r in rows
     ]
-    out.table(("SITE", "URL", "REACHABLE", "LIBVIRT", "FREE", "CLOCK"), cells, "No site is paired yet")
+    out.table(("SITE", "URL", "REACHABLE", "LIBVIRT", "FREE", "CLOCK", "START GUARD"), cells, "No site is paired yet")
 
 
 @site.command("remove")

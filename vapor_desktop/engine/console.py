@@ -25,7 +25,7 @@ from vapor_desktop.model.errors import (
 )
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.operations import Operation, OperationKind
-from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention
+from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention, StartGuard
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import (
@@ -216,6 +216,7 @@ class EngineBackend:
         if delete_replica:
             self._ask("delete-replica", {"protection_id": protection_id}, VERB_DEADLINE_S)
         self._forget_checkpoints(p)
+        self._forget_guard(p)
         self._repository.remove_protection(protection_id)
         self._changed()
         kept = "deleted" if delete_replica else "kept"
@@ -233,6 +234,14 @@ class EngineBackend:
                     hypervisor.delete_checkpoint(p.vm_uuid, name)
         except VaporError as error:
             self._note("leftover", f"Checkpoints of “{p.vm_name}” stay at {source.name}: {error}")
+
+    def _forget_guard(self, p: Protection) -> None:
+        """A VM that is not protected starts when its host wants. An unreachable source goes on asking."""
+        try:
+            self._engine.worker.guards.release(p)
+        except VaporError as error:
+            fix = f"run `vapor-site guard override {p.vm_name}` there if it is held"
+            self._note("leftover", f"The start guard of “{p.vm_name}” stays armed at its source: {error}; {fix}")
 
     def adopt_replicas(self, site_id: str) -> Sequence[Protection]:
         """Protections as a target's manifests tell them: for a console that knows only that site."""
@@ -481,6 +490,7 @@ def policy_of(request: ProtectRequest) -> Policy:
         bandwidth_bytes_s=request.bandwidth_bytes_s,
         quiesce=Quiesce(request.quiesce),
         at_times=request.at_times,
+        start_guard=StartGuard(request.start_guard),
     )
 
 

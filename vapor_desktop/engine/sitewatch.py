@@ -111,6 +111,7 @@ class SiteWatch:
             error=str(trouble) if trouble else None,
             error_code=trouble.code if trouble else None,
             fix=trouble.fix if trouble else None,
+            guard_proven=identity.guard_proven,
         )
         return Seen(status, identity, vms, vms_at)
 

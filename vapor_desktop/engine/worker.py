@@ -12,6 +12,7 @@ import structlog
 
 from vapor_desktop.engine import records
 from vapor_desktop.engine.cycle import Cycle, CycleContext, Hooks, Outcome
+from vapor_desktop.engine.guarding import GuardArmer
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.plan import CyclePlan
 from vapor_desktop.engine.ports import Clock, CycleRecord, Repository, SiteGateway
@@ -56,6 +57,7 @@ class ProtectionWorker:
         self._sites = sites
         self._clock = clock
         self._identity = identity
+        self.guards = GuardArmer(repository, gateway, sites, clock, identity.engine_id, identity.name)
         self._jitter = random.Random()  # noqa: S311  (spreads retries; no secret)
         self._lock = threading.Lock()
         self._progress: dict[str, Progress] = {}
@@ -91,6 +93,7 @@ class ProtectionWorker:
                 self._progress.pop(protection_id, None)
                 self._cancelled.discard(protection_id)
         self._succeeded(protection, outcome, self._clock.monotonic() - began)
+        self.guards.after_cycle(protection, outcome.manifest)
         self._trim(protection, outcome.manifest, outcome.extra_files)
         return outcome
 

@@ -51,6 +51,10 @@ def _space(site: SiteStatus) -> str:
     return f"{words.size(site.free_bytes)} of {words.size(site.total_bytes)}"
 
 
+def _guard(site: SiteStatus) -> str:
+    return {True: "proven", False: "off", None: words.UNKNOWN}[site.guard_proven]
+
+
 class SitesPage(QWidget):
     """Signals:
     pair_asked: open the wizard.
@@ -108,6 +112,7 @@ class SitesPage(QWidget):
             Field("Free space", _space, 150),
             Field("Latency", _latency, 70, right=True),
             Field("Clock offset", _clock, 130, right=True),
+            Field("Start guard", _guard, 80),
             Field("Service", lambda s: s.version or words.UNKNOWN, 70),
             Field("libvirt", lambda s: s.libvirt_version or words.UNKNOWN, 70),
             Field("QEMU", lambda s: s.qemu_version or words.UNKNOWN, 70),
@@ -147,6 +152,11 @@ class SitesPage(QWidget):
             self.about.setText(none if not self.model.rowCount() else "Choose a site to see more.")
             return
         lines = [f"{site.site.name}: identity {site.site.site_id}, replicas in {site.site.replica_root}"]
+        if site.guard_proven is False:
+            lines.append(
+                "The start guard is off there: a VM that was failed over would start again with that host. "
+                "Run “vapor-site guard install” on it as root."
+            )
         lines += [f"{site.error}. {site.fix or ''}".strip()] if site.error else []
         self.about.setText("\n".join(lines))
 

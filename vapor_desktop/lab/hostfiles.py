@@ -15,6 +15,8 @@ from pathlib import Path
 import vapor_desktop
 from vapor_desktop.lab.layout import API_PORT, SSH_PORT, VAPOR_GID, VAPOR_UID, SiteLayout
 from vapor_desktop.lab.processes import LabFailed, run
+from vapor_desktop.site import qemu_hook
+from vapor_desktop.site.guard_hook import hook_text
 
 # Directories of a host that are its own; everything else is the release's.
 PRIVATE = (
@@ -159,7 +161,10 @@ def _libvirt(site: SiteLayout, release: Path) -> None:
         out.write(QEMU_CONF)
     networks = etc / "qemu/networks"
     (networks / "autostart").mkdir(parents=True)
-    (etc / "hooks").mkdir()
+    hook = etc / "hooks/qemu.d/vapor"  # in place before libvirtd starts, as after `vapor-site guard install`
+    hook.parent.mkdir(parents=True)
+    hook.write_text(hook_text(Path(qemu_hook.GUARD_DIR)))
+    hook.chmod(0o755)
     text = NETWORK_XML.format(name=site.network, site=site.name, prefix=site.network_prefix)
     (networks / f"{site.network}.xml").write_text(text)
     (networks / "autostart" / f"{site.network}.xml").symlink_to(f"/etc/libvirt/qemu/networks/{site.network}.xml")

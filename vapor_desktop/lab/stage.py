@@ -87,13 +87,28 @@ class Stage:
         return a, b
 
     def protect(
-        self, a: Site, b: Site, names: Sequence[str], *, rpo_target_s: int = 10, newest: int = 6
+        self,
+        a: Site,
+        b: Site,
+        names: Sequence[str],
+        *,
+        rpo_target_s: int = 10,
+        newest: int = 6,
+        start_guard: str = "hold",
     ) -> list[str]:
         """Protect guests of A at B; returns protection ids in the order of ``names``."""
         there = {vm.name: vm.vm_uuid for vm in self.backend.vms(a.site_id)}
         networks = {self.lab.sites["a"].network: self.lab.sites["b"].network}
         request = ProtectRequest(
-            tuple(there[n] for n in names), a.site_id, b.site_id, rpo_target_s, networks, newest, 0, 0
+            tuple(there[n] for n in names),
+            a.site_id,
+            b.site_id,
+            rpo_target_s,
+            networks,
+            newest,
+            0,
+            0,
+            start_guard=start_guard,
         )
         failed = [c for c in self.backend.preflight(request, lambda _c: None) if c.state == "failed"]
         if failed:

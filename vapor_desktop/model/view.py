@@ -32,6 +32,7 @@ class SiteStatus:
     error: str | None = None
     error_code: str | None = None
     fix: str | None = None
+    guard_proven: bool | None = None  # the start guard was seen to refuse; False: it is off; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,4 +214,5 @@ class ProtectRequest:
     daily: int = 3
     bandwidth_bytes_s: int | None = None
     quiesce: str = "try"
+    start_guard: str = "hold"
     at_times: tuple[time, ...] = ()  # fixed times of day (UTC) instead of deadlines

@@ -1,25 +1,26 @@
-"""The administrator's verbs on a host: ``vapor-site token|fingerprint|doctor|alarm|rebuild``."""
+"""The administrator's verbs on a host: ``vapor-site token|fingerprint|doctor|guard|alarm|rebuild``."""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
 
 from vapor_desktop.hypervisor.connection import LibvirtHypervisor
-from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.wire import Scope
 from vapor_desktop.site.alarm_targets import try_targets
 from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.doctor import run_checks
 from vapor_desktop.site.enrolments import Enrolments, uuid_text
+from vapor_desktop.site.guard_cli import guard
+from vapor_desktop.site.guard_hook import prove_or_tell
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import certificate_sha256, ensure_identity, fingerprint_text
+from vapor_desktop.site.plainly import plainly
 from vapor_desktop.site.settings import SiteSettings, load_settings
 from vapor_desktop.site.stores import in_use_by, open_store
 from vapor_desktop.site.tokens import ONE_TIME_TTL_S, TokenBook
@@ -27,8 +28,6 @@ from vapor_desktop.site.trust import revoke_token
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SERVE_HELP = "Other verbs: serve, helper; console and peer are for sshd's forced commands."
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Duration(click.ParamType[float]):
@@ -44,25 +43,13 @@ class Duration(click.ParamType[float]):
         return float(int(match[1]) * UNITS_S[match[2] or "s"])
 
 
-def _plainly(command: Command) -> Command:
-    """Our errors as one sentence and exit code 1, no traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except VaporError as error:
-            raise click.ClickException(str(error)) from error
-        except PermissionError as error:
-            raise click.ClickException(f"{error.filename}: permission denied. Run it as root or as vapor") from error
-
-    return wrapped  # type: ignore[return-value]  # functools.wraps keeps the signature
-
-
 @click.group(epilog=SERVE_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vapor-desktop")
 def cli() -> None:
     """The service of one KVM host (a site) in Vapor Desktop."""
+
+
+cli.add_command(guard)
 
 
 @cli.group()
@@ -76,7 +63,7 @@ def token() -> None:
 )
 @click.option("--scope", type=click.Choice([scope.value for scope in Scope]), default=Scope.ADMIN.value)
 @click.option("--json", "as_json", is_flag=True)
-@_plainly
+@plainly
 def token_new(ttl: float, scope: str, as_json: bool) -> None:
     """Print this site's URL and a one-time token for a console."""
     settings = load_settings()
@@ -97,7 +84,7 @@ def token_new(ttl: float, scope: str, as_json: bool) -> None:
 
 @token.command("list")
 @click.option("--json", "as_json", is_flag=True)
-@_plainly
+@plainly
 def token_list(as_json: bool) -> None:
     """Every token this site knows; texts are not kept."""
     records = _book(load_settings()).all()
@@ -123,7 +110,7 @@ def token_list(as_json: bool) -> None:
 
 @token.command("revoke")
 @click.argument("token_id")
-@_plainly
+@plainly
 def token_revoke(token_id: str) -> None:
     """End a token at once; a console's last token takes its SSH key along."""
     settings = load_settings()
@@ -132,7 +119,7 @@ def token_revoke(token_id: str) -> None:
 
 
 @cli.command()
-@_plainly
+@plainly
 def fingerprint() -> None:
     """The certificate's SHA-256, to compare with what a console shows."""
     settings = load_settings()
@@ -142,11 +129,14 @@ def fingerprint() -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True)
-@_plainly
+@plainly
 def doctor(as_json: bool) -> None:
-    """Look whether this host has what it needs; exit code 1 when something is missing."""
+    """Look whether this host has what it needs, and try the start guard; exit code 1 when something is missing."""
     settings = load_settings()
     hypervisor = LibvirtHypervisor(settings.libvirt_uri)
+    trouble = prove_or_tell(settings, hypervisor)
+    if trouble and not as_json:
+        click.echo(f"The start guard could not be tried: {trouble}")
     checks = list(run_checks(settings, hypervisor.versions))
     hypervisor.close()
     if as_json:
@@ -167,7 +157,7 @@ def alarm() -> None:
 
 @alarm.command("test")
 @click.option("--json", "as_json", is_flag=True)
-@_plainly
+@plainly
 def alarm_test(as_json: bool) -> None:
     """Send a test to every target now; exit code 1 when one of them, or one recipient, does not get it."""
     settings = load_settings()
@@ -183,7 +173,7 @@ def alarm_test(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("vm")
-@_plainly
+@plainly
 def rebuild(vm: str) -> None:
     """Write a replica's lost or damaged manifest again from its points; deletes nothing."""
     settings = load_settings()

@@ -28,24 +28,48 @@ class EventLog:
         make_dir(path.parent)
         self._lanes = _lanes(alarm, site_name, path.parent)
         self._events = [GuardianEvent.model_validate(item) for item in read_json_lines(path)]
+        self._bytes_read = self._size()
 
     def add(self, event: GuardianEvent) -> None:
         """Record it, then tell everybody; a target that does not answer holds nothing up and is tried again."""
         with self._lock:
+            self._read_others()
             append_json(self._path, event.model_dump(mode="json"))
             self._events.append(event)
+            self._bytes_read = self._size()
             if len(self._events) > 2 * KEEP:
                 self._events = self._events[-KEEP:]
                 lines = [item.model_dump_json().encode() + b"\n" for item in self._events]
                 write_atomic(self._path, b"".join(lines))
-        _log.warning("%s: VM %s: %s", event.what, event.vm_uuid, event.why)
-        for lane in self._lanes:
-            lane.put(Notice(event.at, event.vm_uuid, event.what, event.why))
+                self._bytes_read = self._size()
+        self._tell(event)
 
     def since(self, at: datetime | None) -> list[GuardianEvent]:
         """Events at or after that moment (an aware time), oldest first."""
         with self._lock:
+            self._read_others()
             return [event for event in self._events if at is None or event.at >= at]
+
+    def catch_up(self) -> None:
+        """What an admin's verb in another process added (an override) is told by us, too."""
+        with self._lock:
+            self._read_others()
+
+    def _read_others(self) -> None:
+        if self._size() == self._bytes_read:
+            return
+        known, self._bytes_read = len(self._events), self._size()
+        self._events = [GuardianEvent.model_validate(item) for item in read_json_lines(self._path)]
+        for event in self._events[known:]:
+            self._tell(event)
+
+    def _tell(self, event: GuardianEvent) -> None:
+        _log.warning("%s: VM %s: %s", event.what, event.vm_uuid, event.why)
+        for lane in self._lanes:
+            lane.put(Notice(event.at, event.vm_uuid, event.what, event.why))
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
 
     def close(self) -> None:
         """Wait until what was added has been tried once; what was not delivered stays on file."""

@@ -1,0 +1,113 @@
+"""Arming the start guard of a protection's source: once per engine life, epoch, policy and boot of that host.
+
+Called after a cycle, which has just seen under the target's lease that the VM is the source's; so it may also confirm
+a boot of the source that cannot ask its peer itself (sites that reach each other through the console only).
+"""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from vapor_desktop.engine import records
+from vapor_desktop.engine.lease import HeldLease
+from vapor_desktop.engine.ports import Clock, Repository, SiteApi, SiteGateway
+from vapor_desktop.engine.sitewatch import SiteWatch
+from vapor_desktop.model.errors import EpochMoved, VaporError
+from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.states import Severity
+from vapor_desktop.model.wire import GuardRelease, GuardRequest, GuardState
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 30.0
+Key = tuple[int, str, str, str]
+
+
+class GuardArmer:
+    """``holder``, ``name``: who asks, for leases and for the record. Safe for several threads."""
+
+    def __init__(
+        self, repository: Repository, gateway: SiteGateway, sites: SiteWatch, clock: Clock, holder: str, name: str
+    ) -> None:
+        self._repository = repository
+        self._gateway = gateway
+        self._sites = sites
+        self._clock = clock
+        self._holder = holder
+        self._name = name
+        self._lock = threading.Lock()
+        self._armed: dict[str, Key] = {}
+        self._not_before: dict[str, float] = {}
+
+    def after_cycle(self, protection: Protection, manifest: Manifest) -> None:
+        """Arm it unless that is done; trouble is told once, and tried again later."""
+        pid = protection.protection_id
+        seen = self._sites.seen(protection.source_site)
+        boot_id = seen.identity.boot_id if seen and seen.identity else ""
+        epoch = manifest.epoch
+        key = (epoch.number, epoch.owner, protection.policy.start_guard.value, boot_id)
+        with self._lock:
+            waits = self._clock.monotonic() < self._not_before.get(pid, 0.0)
+            if self._armed.get(pid) == key or waits:
+                return
+            self._not_before[pid] = self._clock.monotonic() + RETRY_S
+        source, target = (self._repository.site(s) for s in (protection.source_site, protection.target_site))
+        if source is None or target is None or manifest.newest is None or epoch.owner != source.site_id:
+            return
+        try:
+            self._arm(source, target, protection, manifest, boot_id)
+        except EpochMoved as error:  # a person on the host took it under a higher epoch: it is guarded already
+            self._note(protection, f"The start guard at {source.name} was not armed again: {error}")
+        except VaporError as error:
+            log.info("the start guard is not armed", vm=protection.vm_name, code=error.code, error=str(error))
+            return
+        with self._lock:
+            self._armed[pid] = key
+            self._not_before.pop(pid, None)
+
+    def _arm(self, source: Site, target: Site, p: Protection, manifest: Manifest, boot_id: str) -> None:
+        api = self._gateway.api(source)
+        with HeldLease(api, p.vm_uuid, self._holder, self._name, "start guard") as lease:
+            request = GuardRequest(
+                fence=lease.fence,
+                epoch=manifest.epoch,
+                state=GuardState.OWN,
+                vm_name=manifest.vm_name,
+                peer_site=p.target_site,
+                policy=p.policy.start_guard,
+                boot_id=boot_id or None,
+                reason=f"protected to {target.name}",
+                by=self._name,
+            )
+            api.arm_guard(p.vm_uuid, request)
+
+    def release(self, p: Protection) -> None:
+        """The VM is not protected any more: its host may start it as it likes. Raises VaporError."""
+        source = self._repository.site(p.source_site)
+        if source is None:
+            return
+        api: SiteApi = self._gateway.api(source)
+        record = api.guard(p.vm_uuid)
+        if record is None:
+            return
+        if record.state is not GuardState.OWN:
+            self._note(p, f"{source.name} goes on refusing to start “{p.vm_name}”: {record.reason}")
+            return
+        with HeldLease(api, p.vm_uuid, self._holder, self._name, "start guard", wait_s=5) as lease:
+            release = GuardRelease(fence=lease.fence, epoch=record.epoch, reason="not protected", by=self._name)
+            api.disarm_guard(p.vm_uuid, release)
+        with self._lock:
+            self._armed.pop(p.protection_id, None)
+
+    def _note(self, p: Protection, text: str) -> None:
+        records.note(
+            self._repository,
+            self._clock.now(),
+            "guard",
+            text,
+            severity=Severity.WARNING,
+            protection_id=p.protection_id,
+        )
