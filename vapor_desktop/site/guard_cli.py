@@ -19,7 +19,7 @@ from vapor_desktop.site.guard_keeper import peer_name
 from vapor_desktop.site.leases import boot_id
 from vapor_desktop.site.peers import ask_owners
 from vapor_desktop.site.plainly import plainly
-from vapor_desktop.site.settings import SiteSettings, load_settings
+from vapor_desktop.site.settings import AlarmTargets, SiteSettings, load_settings
 from vapor_desktop.site.site_events import EventLog, event
 
 
@@ -73,9 +73,8 @@ def override(vm: str, reason: str) -> None:
     peer, highest = _peer_epoch(settings, record)
     after = book.override(record.vm_uuid, reason.strip(), highest)
     told = f"{after.vm_name}: epoch {after.epoch.number} by {after.changed_by}: {reason.strip()}"
-    log = EventLog(settings.events_file, settings.alarm, settings.name)
-    log.add(event(after.vm_uuid, "guard-override", told))
-    log.close()
+    # Only written here: the service reads it and tells the alarm's targets.
+    EventLog(settings.events_file, AlarmTargets(), settings.name).add(event(after.vm_uuid, "guard-override", told))
     if highest is None:
         click.echo(f"{peer} could not be asked; if the VM runs there, it will run twice")
     elif highest.owner != after.this_site:

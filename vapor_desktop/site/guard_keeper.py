@@ -109,6 +109,7 @@ class GuardKeeper:
 
     def tick(self) -> None:
         """Act on every record that changed; ask the peers that are due."""
+        self._events.catch_up()
         by_peer: dict[str, list[GuardRecord]] = defaultdict(list)
         for record in self._book.all():
             if self._settled.get(record.vm_uuid) != record:
