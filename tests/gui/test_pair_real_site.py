@@ -100,7 +100,11 @@ def test_two_real_sites(
     qtbot.waitUntil(lambda: ended(wizard), timeout=60_000)
     assert wizard.run.done, wizard.run.problem.text()
     assert "alpha and beta are paired. They reach each other directly." in wizard.run.problem.text()
-    assert set(wizard.run.checks.states().values()) == {"ok"}
+    states = wizard.run.checks.states()
+    # There is no libvirt behind these two services: said, with its fix, and the pairing stands all the same.
+    bad = {title: state for title, state in states.items() if state != "ok"}
+    assert bad == {"libvirt over SSH": "failed", "The host": "warning"}
+    assert {"Clock", "Storage for replicas"} <= set(states)
     snapshot = backend.snapshot()
     assert {s.site.name for s in snapshot.sites} == {"alpha", "beta"}
     assert [route for _a, _b, route in snapshot.pairs] == ["direct"]

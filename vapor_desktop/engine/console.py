@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from vapor_desktop.engine import preflight, records
+from vapor_desktop.engine import preflight, records, site_checks
 from vapor_desktop.engine.backend import OnCheck
 from vapor_desktop.engine.operations.seed import ImageFormat, SeedCopy
 from vapor_desktop.engine.plan import ours
@@ -129,6 +129,7 @@ class EngineBackend:
         self._repository.save_site(site)
         self._gateway.drop(site.site_id)
         self._note("site-paired", f"Paired with {site.name} ({site.api_url})", site_id=site.site_id)
+        site_checks.look_over(self._gateway, site, on_check)
         self._engine.sites.look(site, inventory=True)
         return site
 

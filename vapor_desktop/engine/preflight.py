@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from vapor_desktop.engine.checklist import OnCheck, run_checks
 from vapor_desktop.engine.operations.failover import has_kvm
 from vapor_desktop.engine.ports import SiteGateway
 from vapor_desktop.engine.sitewatch import vm_status
@@ -11,29 +12,16 @@ from vapor_desktop.model.domain_xml.preflight import Finding, preflight
 from vapor_desktop.model.domain_xml.target import build_target
 from vapor_desktop.model.domains import DomainView
 from vapor_desktop.model.eligibility import judge
-from vapor_desktop.model.errors import HypervisorFailed, VaporError
+from vapor_desktop.model.errors import HypervisorFailed
 from vapor_desktop.model.rpo import CLOCK_TELLS_S
 from vapor_desktop.model.sites import Site
 from vapor_desktop.model.view import Check, ProtectRequest
-
-OnCheck = Callable[[Check], None]
 
 
 def run(
     gateway: SiteGateway, source: Site, target: Site, request: ProtectRequest, on_check: OnCheck
 ) -> Sequence[Check]:
     """All checks, each reported when it begins and when it ends. A failed one does not stop the others."""
-    done: list[Check] = []
-
-    def step(key: str, title: str, look: Callable[[], Check]) -> None:
-        on_check(Check(key, title, "running"))
-        try:
-            result = look()
-        except VaporError as error:
-            result = Check(key, title, "failed", f"{error.what}: {error.why}" if error.why else error.what, error.fix)
-        done.append(result)
-        on_check(result)
-
     domains: list[DomainView] = []
 
     def read_vms() -> Check:
@@ -77,11 +65,15 @@ def run(
             return Check("clock", "Clock at the target", "warning", text, "Set the clock there (NTP)")
         return Check("clock", "Clock at the target", "ok", text)
 
-    step("vms", f"VMs at {source.name}", read_vms)
-    step("space", "Space at the target", read_space)
-    step("fit", f"What {target.name} needs to start them", read_fit)
-    step("clock", "Clock at the target", read_clock)
-    return done
+    return run_checks(
+        [
+            ("vms", f"VMs at {source.name}", read_vms),
+            ("space", "Space at the target", read_space),
+            ("fit", f"What {target.name} needs to start them", read_fit),
+            ("clock", "Clock at the target", read_clock),
+        ],
+        on_check,
+    )
 
 
 def _lacks(
