@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from vapor_desktop.app import SystemClock
+from vapor_desktop.engine import records
 from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.engine.ports import PointRow
 from vapor_desktop.engine.runtime import Engine, new_identity
 from vapor_desktop.lab.processes import wait_until
-from vapor_desktop.model.errors import InvalidRequest, NotFound, SiteUnreachable, VaporError
+from vapor_desktop.model.errors import InvalidRequest, NotFound, SiteUnreachable, TokenRevoked, VaporError
 from vapor_desktop.model.operations import OperationState, StepState
 from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.sites import Protection, Site
@@ -27,15 +28,20 @@ CLOCK = SystemClock()
 
 
 class DarkGateway:
-    """Every site is unreachable."""
+    """Every site is unreachable, unless it says something else."""
 
     def __init__(self) -> None:
         self.crash = False
+        self.says: VaporError | None = None
+        self.asked, self.hang = threading.Event(), threading.Event()
+        self.hang.set()
 
     def api(self, site: Site) -> Any:
+        self.asked.set()
+        self.hang.wait(20)
         if self.crash:
             raise ZeroDivisionError("a bug")
-        raise SiteUnreachable(f"{site.name} does not answer")
+        raise self.says or SiteUnreachable(f"{site.name} does not answer")
 
     hypervisor = api
 
@@ -138,6 +144,59 @@ def test_a_bug_in_a_cycle_backs_off_like_any_failure(
         return p.last_error_code == "UNEXPECTED" and p.not_before is not None
 
     wait_until(backed_off, "the back-off", timeout_s=20)
+
+
+def test_a_site_that_refuses_us_is_not_called_silent(
+    engine: Engine, backend: EngineBackend, gateway: DarkGateway
+) -> None:
+    """Nobody may conclude from a revoked token that the source is dead."""
+    gateway.says = TokenRevoked("This token was revoked on the host")
+    backend.look("A")
+    [seen, _b] = backend.snapshot().sites
+    assert (seen.reachable, seen.refuses, seen.error_code) == (False, True, "TOKEN-REVOKED")
+    told = next(b.text for b in backend.snapshot().banners if b.key == "site:A")
+    assert told.startswith("site-A cannot be used: This token was revoked")
+    wait_until(lambda: any(a.key == "site:A" for a in backend.snapshot().alerts), "the alert", timeout_s=10)
+    wait_until(
+        lambda: any(a.title == "site-A cannot be used" for a in backend.snapshot().alerts), "its title", timeout_s=10
+    )
+    backend.sync_now("p1")
+    wait_until(
+        lambda: backend.snapshot().protections[0].protection.last_error_code == "TOKEN-REVOKED",
+        "the cycle's error",
+        timeout_s=20,
+    )
+    assert backend.snapshot().protections[0].protection.phase is Phase.ERROR
+
+
+def test_a_cycle_that_hung_while_the_vm_was_failed_over_ends_unheard(
+    engine: Engine, backend: EngineBackend, gateway: DarkGateway
+) -> None:
+    wait_until(lambda: backend.snapshot().protections[0].protection.failures > 0, "a failure", timeout_s=20)
+    gateway.hang.clear()
+    gateway.asked.clear()
+    backend.sync_now("p1")
+    assert gateway.asked.wait(20)
+    records.update(engine.repository, "p1", records.failed_over(2, "B"))
+    before = engine.repository.protection("p1")
+    cycles = len(engine.repository.cycles("p1", 50))
+    gateway.hang.set()
+    wait_until(lambda: len(engine.repository.cycles("p1", 50)) > cycles, "the end of the cycle", timeout_s=20)
+    wait_until(lambda: backend.snapshot().protections[0].cycle_started_at is None, "it is reaped", timeout_s=20)
+    assert engine.repository.protection("p1") == before
+
+
+def test_what_is_mended_is_tried_at_once(engine: Engine, backend: EngineBackend) -> None:
+    wait_until(lambda: backend.snapshot().protections[0].protection.failures > 1, "failures", timeout_s=30)
+    records.update(
+        engine.repository,
+        "p1",
+        lambda p: p.model_copy(update={"not_before": CLOCK.now() + timedelta(hours=1), "failures": 9}),
+    )
+    engine.retry_soon({"somewhere else"})
+    assert backend.snapshot().protections[0].protection.failures == 9
+    engine.retry_soon({"B"})
+    wait_until(lambda: backend.snapshot().protections[0].protection.failures > 9, "the next try", timeout_s=20)
 
 
 def test_a_second_engine_on_the_database_only_looks(engine: Engine, tmp_path: Path) -> None:

@@ -31,9 +31,8 @@ def conditions(protections: Iterable[ProtectionStatus], sites: Iterable[SiteStat
     for s in sites:
         if s.reachable is False:
             text = s.error or "It does not answer"
-            found.append(
-                Alert(f"site:{s.site.site_id}", now, None, Severity.WARNING, f"{s.site.name} is unreachable", text)
-            )
+            title = f"{s.site.name} {'cannot be used' if s.refuses else 'is unreachable'}"
+            found.append(Alert(f"site:{s.site.site_id}", now, None, Severity.WARNING, title, text))
     return found
 
 

@@ -14,6 +14,7 @@ from vapor_desktop.engine.plan import ours
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
 from vapor_desktop.engine.runtime import LAPSED, Engine
 from vapor_desktop.engine.sitewatch import vm_status
+from vapor_desktop.model import rpo
 from vapor_desktop.model.errors import (
     Conflict,
     InvalidRequest,
@@ -46,7 +47,6 @@ VERB_DEADLINE_S = 120.0
 TAKEN_WITHIN_S = 30.0
 SYNC_DEADLINE_S = 3600.0
 LOW_SPACE = 0.1
-CLOCK_TELLS_S = 60.0
 
 
 _DEMO = (
@@ -131,6 +131,7 @@ class EngineBackend:
         self._note("site-paired", f"Paired with {site.name} ({site.api_url})", site_id=site.site_id)
         site_checks.look_over(self._gateway, site, on_check)
         self._engine.sites.look(site, inventory=True)
+        self._engine.retry_soon({site.site_id})
         return site
 
     def pair_sites(self, site_a: str, site_b: str, on_check: OnCheck) -> str:
@@ -139,6 +140,7 @@ class EngineBackend:
             raise InvalidRequest("A site cannot be paired with itself")
         route = self._pairing.pair_sites(self._site(site_a), self._site(site_b), on_check)
         self._repository.save_pair(site_a, site_b, route)
+        self._engine.retry_soon({site_a, site_b})
         return route
 
     def remove_site(self, site_id: str) -> None:
@@ -541,12 +543,12 @@ def _site_banners(sites: Sequence[SiteStatus]) -> list[Banner]:
     for s in sites:
         site_id, name = s.site.site_id, s.site.name
         if s.reachable is False:
-            text = f"{name} does not answer: {s.error}"
+            text = f"{name} {'cannot be used' if s.refuses else 'does not answer'}: {s.error}"
             found.append(Banner(f"site:{site_id}", Severity.CRITICAL, text, "open-site", site_id))
         if s.free_bytes is not None and s.total_bytes and s.free_bytes < LOW_SPACE * s.total_bytes:
             text = f"{name} has {s.free_bytes / 2**30:.1f} GiB left for replicas"
             found.append(Banner(f"space:{site_id}", Severity.WARNING, text, "open-site", site_id))
-        if s.clock_offset_s is not None and abs(s.clock_offset_s) > CLOCK_TELLS_S:
+        if s.clock_offset_s is not None and abs(s.clock_offset_s) > rpo.CLOCK_TELLS_S:
             text = f"The clock of {name} is {s.clock_offset_s:+.0f} s off; ages are computed with that offset"
             found.append(Banner(f"clock:{site_id}", Severity.WARNING, text, "open-site", site_id))
     return found

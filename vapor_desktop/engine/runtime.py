@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -41,6 +41,7 @@ from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
 from vapor_desktop.model.errors import InvalidRequest, Unexpected, VaporError
 from vapor_desktop.model.operations import OperationKind
+from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase
 from vapor_desktop.model.view import Alert, ProtectionStatus
 
@@ -56,6 +57,7 @@ ROWS_KEPT_S = 0.5
 CYCLES_KEPT_S = 60.0
 PUBLISH_S = 1.0
 THIN_S = 3600.0
+_SOURCE_LIT = {Phase.INITIAL_SYNC, Phase.PROTECTED, Phase.SYNCING, Phase.COMPARING, Phase.ERROR}
 _NO_CYCLES = {
     Phase.FAILING_OVER,
     Phase.PROVISIONAL,
@@ -213,7 +215,45 @@ class Engine:
             self._looked_at[site.site_id] = now
             if inventory:
                 self._inventory_at[site.site_id] = now
-            self._looking[site.site_id] = self._looks.submit(self.sites.look, site, inventory=inventory)
+            self._looking[site.site_id] = self._looks.submit(self._look, site, inventory)
+
+    def _look(self, site: Site, inventory: bool) -> None:
+        before = self.sites.seen(site.site_id)
+        self.sites.look(site, inventory=inventory)
+        after = self.sites.seen(site.site_id)
+        if after is None or not self.active:
+            return
+        if after.status.reachable is False and not after.status.refuses:
+            self._source_dark(site.site_id)
+        elif after.status.reachable and before is not None and before.status.reachable is False:
+            self.retry_soon({site.site_id})
+
+    def _source_dark(self, site_id: str) -> None:
+        """Said at once, not only when a cycle that hangs on the dead connection has given up."""
+
+        def change(p: Protection) -> Protection:
+            lit = p.phase in _SOURCE_LIT and not p.paused
+            return records.to_phase(Phase.SOURCE_UNREACHABLE)(p) if lit else p
+
+        for p in self.repository.protections():
+            if p.source_site == site_id:
+                records.update(self.repository, p.protection_id, change)
+        self.forget_rows()
+
+    def retry_soon(self, sites: Set[str]) -> None:
+        """Something about these sites was mended: whatever waits because of them is tried now."""
+
+        def change(p: Protection) -> Protection:
+            if p.phase is Phase.SOURCE_UNREACHABLE and p.source_site in sites:
+                there = self.repository.points(p.protection_id)
+                p = records.to_phase(Phase.PROTECTED if there else Phase.INITIAL_SYNC)(p)
+            return p.model_copy(update={"not_before": None})
+
+        for p in self.repository.protections():
+            if {p.source_site, p.target_site} & sites:
+                records.update(self.repository, p.protection_id, change)
+        self.forget_rows()
+        self.wake()
 
     def _reap(self) -> None:
         for protection_id, (future, _since, _pair) in list(self._running.items()):
@@ -240,7 +280,8 @@ class Engine:
             if due is None:
                 continue
             target = timedelta(seconds=p.policy.rpo_target_s)
-            deadline = (row.current_as_of + target) if row.current_as_of else p.created_at + target
+            age = row.rpo_now_s  # not the point's time: each target has its own clock
+            deadline = now - timedelta(seconds=age) + target if age is not None else p.created_at + target
             pair = (p.source_site, p.target_site)
             candidates.append(scheduler.Candidate(p.protection_id, pair, due, deadline, p.policy.priority))
         busy = [pair for _f, _s, pair in self._running.values()]

@@ -53,7 +53,7 @@ class Recovery:
             vm_name=p.vm_name,
             target_name=target.name,
             source_name=source.name if source else "the source (not paired here)",
-            source_reachable=seen.status.reachable if seen else None,
+            source_reachable=None if seen is None or seen.status.refuses else seen.status.reachable,
             source_last_seen_at=seen.status.last_seen_at if seen else None,
             tried=self._tried(source, seen.status.error if seen else None, seen.status.reachable if seen else None),
             points=points_of(manifest, self._clock, offset),

@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -19,7 +19,15 @@ from vapor_desktop.engine.ports import Clock, CycleRecord, Repository, SiteGatew
 from vapor_desktop.engine.scheduler import backoff_s
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model import retention
-from vapor_desktop.model.errors import EpochMoved, NotFound, PointPinned, ReplicaFull, Unexpected, VaporError
+from vapor_desktop.model.errors import (
+    EpochMoved,
+    HypervisorUnreachable,
+    NotFound,
+    PointPinned,
+    ReplicaFull,
+    Unexpected,
+    VaporError,
+)
 from vapor_desktop.model.manifest import DiskMode, Epoch, Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
@@ -30,6 +38,7 @@ log = structlog.get_logger(__name__)
 # Not failures: somebody else is at work, the next try will see.
 _WAIT_ONLY = {"VM-BUSY", "LEASE-HELD", "TRANSFER-CANCELLED"}
 _SITE_GONE = {"SITE-UNREACHABLE", "LIBVIRT-UNREACHABLE"}
+_TAKEN_OVER = {Phase.FAILING_OVER, Phase.PROVISIONAL, Phase.FAILED_OVER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,9 @@ class ProtectionWorker:
         hooks = Hooks(
             on_progress=lambda p: self._note_progress(pid, p),
             on_plan=lambda plan: self._note_plan(pid, plan),
+            on_clock=lambda offset_s, error_s: self._repository.save_clock(
+                target.site_id, offset_s, error_s, self._clock.now()
+            ),
             before_job_end=(lambda m, s: observer(pid, m, s)) if observer else (lambda _m, _s: None),
             cancelled=lambda: pid in self._cancelled,
         )
@@ -250,6 +262,8 @@ class ProtectionWorker:
         def change(p: Protection) -> Protection:
             failures = p.failures if waiting else p.failures + 1
             wait_s = 5.0 if waiting else backoff_s(failures, error.fate, self._jitter)
+            if p.phase in _TAKEN_OVER:
+                return p  # it was failed over while this cycle hung: its end is nobody's business any more
             if moved_to is not None and moved_to.owner == p.target_site:
                 return records.failed_over(moved_to.number, moved_to.owner)(p)
             moved = p if p.paused or waiting else records.to_cycle_phase(phase)(p)
@@ -280,6 +294,8 @@ class ProtectionWorker:
     def _phase_after(self, protection: Protection, error: VaporError) -> Phase:
         if error.code in _SITE_GONE and not self._answers(protection.source_site):
             return Phase.SOURCE_UNREACHABLE
+        if error.code == HypervisorUnreachable.code:
+            self._gateway.drop(protection.source_site)  # the next try begins with the host key, and can say why
         return Phase.ERROR
 
     def _answers(self, site_id: str) -> bool:
@@ -291,7 +307,7 @@ class ProtectionWorker:
         seen = self._sites.seen(site_id)
         if seen is not None and seen.status.reachable is False:
             self._gateway.drop(site_id)
-            return False
+            return seen.status.refuses
         return True
 
     def _chain_limit(self, target: Site) -> int:
@@ -319,7 +335,9 @@ class ProtectionWorker:
         if target is None:
             return
         limit = self._chain_limit(target) - extra_files
-        if not _to_drop(manifest, protection, self._clock, limit):
+        clock_row = self._repository.clock(target.site_id)
+        now = self._clock.now() + timedelta(seconds=clock_row[0] if clock_row else 0.0)  # the points' own clock
+        if not _to_drop(manifest, protection, now, limit):
             return
         api = self._gateway.api(target)
         refused: set[int] = set()
@@ -327,7 +345,7 @@ class ProtectionWorker:
             with HeldLease(
                 api, protection.vm_uuid, self._identity.engine_id, self._identity.name, "retention"
             ) as lease:
-                while due := _to_drop(manifest, protection, self._clock, limit, refused):
+                while due := _to_drop(manifest, protection, now, limit, refused):
                     newest = manifest.newest
                     grant = WriteGrant(
                         fence=lease.fence,
@@ -346,8 +364,8 @@ class ProtectionWorker:
 
 
 def _to_drop(
-    manifest: Manifest, protection: Protection, clock: Clock, limit: int, refused: Collection[int] = ()
+    manifest: Manifest, protection: Protection, now: datetime, limit: int, refused: Collection[int] = ()
 ) -> list[int]:
     living = [p for p in manifest.points if not p.dead]
     rule = protection.policy.retention
-    return retention.plan(living, rule, clock.now(), refused=refused, chain_limit=limit)
+    return retention.plan(living, rule, now, refused=refused, chain_limit=limit)

@@ -32,7 +32,8 @@ def _state(site: SiteStatus) -> str:
         return "not tried yet"
     if site.reachable:
         return "reachable" if not site.error else "trouble"
-    return f"unreachable, seen {words.ago(site.last_seen_at, datetime.now(UTC))}"
+    state = "cannot be used" if site.refuses else "unreachable"
+    return f"{state}, seen {words.ago(site.last_seen_at, datetime.now(UTC))}"
 
 
 def _clock(site: SiteStatus) -> str:

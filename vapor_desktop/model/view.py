@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, time
 
+from vapor_desktop.model.errors import SiteUnreachable
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import RpoHealth, Severity
 from vapor_desktop.model.wire import Progress
@@ -33,6 +34,11 @@ class SiteStatus:
     error_code: str | None = None
     fix: str | None = None
     guard_proven: bool | None = None  # the start guard was seen to refuse; False: it is off; None: not known
+
+    @property
+    def refuses(self) -> bool:
+        """It is of no use to us, but not because it is silent: whether its VMs run is unknown, not unlikely."""
+        return self.reachable is False and self.error_code not in {None, SiteUnreachable.code}
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ from vapor_desktop.transport.pinned import PinnedHttp
 _T = TypeVar("_T")
 # Above this the first measurement probably held the connection's making: ask once more, keep the better.
 _QUICK_S = 0.02
+# A kept connection to a host without power stays silent: who looks whether it lives must not wait for long.
+LOOK_TIMEOUT_S = 8.0
 
 
 def parsed(kind: Any, value: Any, place: str) -> Any:
@@ -92,7 +94,7 @@ class HttpSiteApi:
     def _measured(self) -> tuple[Identity, ClockOffset]:
         token = self._bearer()  # asked before the clock runs: the keyring may take its time
         sent, began = datetime.now(UTC), time.monotonic()
-        answer = self._call("GET", "/identity", token=token)
+        answer = self._call("GET", "/identity", token=token, read_s=LOOK_TIMEOUT_S)
         received = sent + timedelta(seconds=time.monotonic() - began)
         identity: Identity = self._parsed(Identity, answer)
         return identity, ClockOffset.measure(sent, identity.now, received)
@@ -272,11 +274,12 @@ class HttpSiteApi:
         body: Any = None,
         params: dict[str, str] | None = None,
         long: bool = False,
+        read_s: float | None = None,
         token: str | None = None,
     ) -> Any:
         token = token or self._bearer()
         try:
-            return self._http.request(method, path, token=token, body=body, params=params, long=long)
+            return self._http.request(method, path, token=token, body=body, params=params, long=long, read_s=read_s)
         except (TokenInvalid, TokenExpired, TokenRevoked):
             with self._lock:
                 self._token = None  # the site may have been paired again meanwhile

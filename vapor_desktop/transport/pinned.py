@@ -77,12 +77,13 @@ class PinnedHttp:
         body: Any = None,
         params: dict[str, str] | None = None,
         long: bool = False,
+        read_s: float | None = None,
     ) -> Any:
         """The JSON answer (None for 204). ``body``: JSON-ready values."""
         headers = {"Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        read_s = LONG_READ_TIMEOUT_S if long else READ_TIMEOUT_S
+        read_s = read_s or (LONG_READ_TIMEOUT_S if long else READ_TIMEOUT_S)
         options: dict[str, Any] = {
             "headers": headers,
             "params": params,

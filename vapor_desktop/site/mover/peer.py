@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vapor_desktop.model.errors import ProtocolError, TransferInterrupted, VaporError, from_wire
+from vapor_desktop.model.errors import ProtocolError, SiteUnreachable, TransferInterrupted, VaporError, from_wire
 from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.wire import MOVER_PROTOCOL
 from vapor_desktop.site.mover import protocol
@@ -164,13 +164,17 @@ class PeerSession:
 
 
 class PeerPool:
-    """Idle sessions per peer. ``connect(peer_site)`` makes a link to a receiver there."""
+    """Idle sessions per peer. ``connect(peer_site)`` makes a link to a receiver there.
+
+    ``explain(peer_site)`` looks why a peer could not be reached at all and raises that; returns if it can be now.
+    """
 
     KEEP = 4
     REST_S = 600.0  # the receiver gives up an idle session after 900 s
 
-    def __init__(self, connect: Callable[[str], Link]) -> None:
+    def __init__(self, connect: Callable[[str], Link], explain: Callable[[str], object] = lambda _peer: None) -> None:
         self._connect = connect
+        self._explain = explain
         self._lock = threading.Lock()
         self._idle: dict[str, list[tuple[float, PeerSession]]] = {}
 
@@ -188,6 +192,10 @@ class PeerPool:
         session = PeerSession(self._connect(peer_site))
         try:
             session.hello()
+        except SiteUnreachable:
+            session.close()
+            self._explain(peer_site)
+            raise
         except VaporError:
             session.close()
             raise

@@ -199,6 +199,15 @@ def _direct(settings: SiteSettings) -> Callable[[str], Link]:
     return lambda peer_site: CommandLink([*peer_ssh_argv(settings, enrolments.peer(peer_site)), "receive"])
 
 
+def _look_at_peer(settings: SiteSettings) -> Callable[[str], object]:
+    """ssh has one exit code for a changed host key, a refused key and a dead host: what it is, is looked at."""
+    from vapor_desktop.site.enrolments import Enrolments
+    from vapor_desktop.site.peers import check_peer
+
+    enrolments = Enrolments(settings)
+    return lambda peer_site: check_peer(settings, enrolments.peer(peer_site))
+
+
 def _relayed(settings: SiteSettings) -> RelayDesk:
     from vapor_desktop.site.enrolments import Enrolments
 
@@ -219,15 +228,18 @@ def main(argv: Sequence[str] = ()) -> int:
     asked = parser.parse_args(argv)
     settings = load_settings()
     desk = _relayed(settings) if asked.relay else None
-    connect: Callable[[str], Link] = desk.connect if desk is not None else _direct(settings)
     if asked.receive_command:
-        connect = lambda _peer: CommandLink(asked.receive_command)  # noqa: E731 - as the two above
+        pool = PeerPool(lambda _peer: CommandLink(asked.receive_command))
+    elif desk is not None:
+        pool = PeerPool(desk.connect)  # the console says why a relay did not begin
+    else:
+        pool = PeerPool(_direct(settings), _look_at_peer(settings))
     sys.setswitchinterval(0.0005)  # threads here hold the GIL for microseconds; waiting 5 ms for it costs throughput
     # Answers own the standard output: a stray print must not end up among them.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with answers:
-        return Control(sys.stdin.buffer, answers, PeerPool(connect), settings, desk).run(site_id(settings))
+        return Control(sys.stdin.buffer, answers, pool, settings, desk).run(site_id(settings))
 
 
 if __name__ == "__main__":
