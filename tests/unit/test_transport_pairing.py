@@ -6,7 +6,7 @@ import base64
 import os
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,6 @@ class FakeSite:
         answers["GET", "/identity"] = self._identity
         ssh = {"port": port, "user": "vapor", "host_keys": [f"ssh-ed25519 H{site_id}"], "user_key": f"k {site_id}"}
         answers["GET", "/ssh"] = (200, ssh)
-        self.clock_offset, self.free_bytes = timedelta(0), 8 << 30
-        answers["GET", "/storage"] = self._storage
         answers["POST", "/enrolments/consoles"] = (204, None)
         answers["POST", "/enrolments/peers"] = (204, None)
         answers["DELETE", "/tokens/self"] = (204, None)
@@ -159,12 +157,8 @@ class FakeSite:
             "qemu_version": "7.2",
             "boot_id": "b",
             "replica_root": "/r",
-            "now": (datetime.now(UTC) + self.clock_offset).isoformat(),
+            "now": datetime.now(UTC).isoformat(),
         }
-
-    def _storage(self, _request: Request) -> tuple[int, Any]:
-        root = {"path": "/r", "total_bytes": 9 << 30, "free_bytes": self.free_bytes, "reserve_bytes": 1 << 30}
-        return 200, [root]
 
     def asked(self) -> list[str]:
         return [f"{r.method} {r.path.removeprefix('/api/v1')}" for r in self.server.requests]
@@ -217,7 +211,7 @@ def test_a_site_is_paired(site_a: FakeSite, pairing: SitePairing, secrets: Memor
     assert private not in site_a.sent()
     assert site_a.own not in repr(site)
     done = [check.key for check in checks if check.state == "ok"]
-    assert done == ["keyring", "pin", "token", "identity", "clock", "libvirt", "storage", "ssh", "enrol", "keep"]
+    assert done == ["keyring", "pin", "token", "identity", "ssh", "enrol", "keep"]
 
     second = port.add_site(seen, site_a.one_time, lambda check: None)
     assert second.site_id == "a"
@@ -226,19 +220,6 @@ def test_a_site_is_paired(site_a: FakeSite, pairing: SitePairing, secrets: Memor
     port.forget_site(site)
     assert "site-token.a" not in secrets.kept
     assert site_a.asked()[-1] == "DELETE /tokens/self"
-
-
-def test_a_skewed_clock_and_a_full_disk_are_told_and_keep_nobody_from_pairing(
-    site_a: FakeSite, pairing: SitePairing
-) -> None:
-    site_a.clock_offset, site_a.free_bytes = timedelta(seconds=-90), 1 << 30
-    checks: list[Check] = []
-    pairing.add_site(pairing.probe(site_a.server.url), site_a.one_time, checks.append)
-    last = {check.key: check for check in checks}
-    assert (last["clock"].state, last["clock"].text[:4]) == ("warning", "-90.")
-    assert "Set the clock" in last["clock"].fix
-    assert (last["storage"].state, last["storage"].text[:7]) == ("warning", "0.0 GiB")
-    assert last["keep"].state == "ok"
 
 
 def test_a_token_of_another_certificate_is_never_sent(site_a: FakeSite, pairing: SitePairing) -> None:

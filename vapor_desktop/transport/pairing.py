@@ -13,11 +13,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from vapor_desktop.engine.ports import Secrets
-from vapor_desktop.model import rpo
 from vapor_desktop.model.errors import (
     ApiVersionMismatch,
     CertificateChanged,
-    HypervisorUnreachable,
     NotAVaporSite,
     SiteUnreachable,
     TokenExpired,
@@ -32,7 +30,6 @@ from vapor_desktop.model.wire import (
     ConsoleToken,
     EnrolConsole,
     EnrolPeer,
-    Identity,
     SshInfo,
     TokenExchange,
 )
@@ -160,8 +157,7 @@ def _introduce(
     api: HttpSiteApi, seen: SiteProbe, granted: ConsoleToken, console: EnrolConsole, on_check: OnCheck
 ) -> Site:
     with _step(on_check, "identity", "The site says who it is"):
-        identity, offset_s, error_s = api.identity()
-    _look_around(api, identity, rpo.ClockOffset(offset_s, error_s), on_check)
+        identity, _, _ = api.identity()
     with _step(on_check, "ssh", "Its SSH host keys are known"):
         ssh = api.ssh_info()
     with _step(on_check, "enrol", "This console's SSH key is known there"):
@@ -181,31 +177,6 @@ def _introduce(
         token_id=granted.token_id,
         token_expires_at=granted.expires_at,
     )
-
-
-def _look_around(api: HttpSiteApi, identity: Identity, clock: rpo.ClockOffset, on_check: OnCheck) -> None:
-    """What would spoil protecting later, told now. None of it keeps a site from being paired: it can be mended."""
-    text = f"{clock.offset_s:+.2f} s ± {clock.error_s:.2f} s against this console"
-    if abs(clock.offset_s) > rpo.CLOCK_TELLS_S:
-        fix = "Set the clock there (chrony, systemd-timesyncd), or here; meanwhile ages are computed with the offset"
-        on_check(Check("clock", "Its clock is right", "warning", text, fix))
-    else:
-        on_check(Check("clock", "Its clock is right", "ok", text))
-    if identity.libvirt_version is None:
-        fix = HypervisorUnreachable.default_fix
-        on_check(Check("libvirt", "libvirt answers there", "warning", "it does not", fix, HypervisorUnreachable.code))
-    else:
-        versions = f"libvirt {identity.libvirt_version}, QEMU {identity.qemu_version or 'unknown'}"
-        on_check(Check("libvirt", "libvirt answers there", "ok", versions))
-    title = "It has room for replicas"
-    on_check(Check("storage", title, "running"))
-    free = max((root.free_bytes - root.reserve_bytes for root in api.storage()), default=0)
-    text = f"{max(free, 0) / 2**30:.1f} GiB beyond the reserve, in {identity.replica_root}"
-    if free > 0:
-        on_check(Check("storage", title, "ok", text))
-    else:
-        fix = f"Free space below {identity.replica_root} before anything is protected at this site"
-        on_check(Check("storage", title, "warning", text, fix))
 
 
 def _give_back(api: HttpSiteApi) -> None:
