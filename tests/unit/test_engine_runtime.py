@@ -252,3 +252,10 @@ def test_a_failover_that_fails_says_so_and_leaves_the_phase_truthful(engine: Eng
     assert operation.step("check").state is StepState.FAILED
     assert operation.step("take-over").state is StepState.PENDING
     assert backend.snapshot().protections[0].protection.phase is not Phase.FAILED_OVER
+
+
+def test_a_damaged_point_is_an_alert(engine: Engine, backend: EngineBackend) -> None:
+    now = CLOCK.now()
+    engine.repository.replace_points("p1", [PointRow("p1", 1, now, now, "powered off", 1, (), False, None)])
+    engine.forget_rows()
+    wait_until(lambda: "mismatch:p1" in {a.key for a in backend.snapshot().alerts}, "the alert", timeout_s=10)

@@ -304,7 +304,7 @@ def points(out: Output, vm: str) -> None:
             p.consistency,
             size(p.bytes_sent),
             ", ".join(p.pins) or "—",
-            "yes" if p.verified else "NO",
+            "no mismatch" if p.verified else "MISMATCH",
         )
         for p in rows
     ]

@@ -10,7 +10,6 @@ from vapor_desktop.model.states import Phase, RpoHealth, Severity
 from vapor_desktop.model.view import Alert, ProtectionStatus, SiteStatus
 
 KEEP_CLOSED = timedelta(hours=24)
-# A site that misses one look is not yet an alarm; three in a row are.
 _BAD_PHASES = {Phase.ERROR, Phase.SPLIT_BRAIN, Phase.SPLIT_BRAIN_RISK}
 
 
@@ -22,6 +21,13 @@ def conditions(protections: Iterable[ProtectionStatus], sites: Iterable[SiteStat
         if p.rpo_health is RpoHealth.BREACHED:
             found.append(
                 Alert(f"rpo:{p.key}", now, None, Severity.CRITICAL, f"RPO breached: {name}", _breach_text(p), p.key)
+            )
+        if p.mismatch:
+            text = "The scrub found data that differs from its digests; the next cycle compares all and repairs it"
+            found.append(
+                Alert(
+                    f"mismatch:{p.key}", now, None, Severity.CRITICAL, f"Damaged recovery point: {name}", text, p.key
+                )
             )
         if p.protection.phase in _BAD_PHASES and p.protection.failures >= 2:
             text = p.protection.last_error or p.status_text

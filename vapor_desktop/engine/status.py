@@ -62,6 +62,7 @@ def status(
         source_power=fresh.source_power if fresh else (live.source_power if live else None),
         route=route,
         status_text=_text(protection, health),
+        mismatch=newest is not None and not newest.verified,
     )
 
 

@@ -192,7 +192,7 @@ class DetailPage(QWidget):
             Field("Current as of", lambda p: words.local(p.current_as_of, datetime.now(UTC)), 140),
             Field("Consistency", lambda p: p.consistency, 110),
             Field("Sent", lambda p: words.size(p.bytes_sent), 90, right=True),
-            Field("Checked", lambda p: "yes" if p.verified else "no", 80),
+            Field("Digests", lambda p: "no mismatch found" if p.verified else "MISMATCH", 130),
             Field("Proven", lambda p: words.local(p.proven_at, datetime.now(UTC)) if p.proven_at else "never", 120),
             Field("Kept because", pins, 200),
         ]

@@ -27,7 +27,7 @@ from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.states import Severity
 from vapor_desktop.model.view import FailoverPoint, FailoverPreview
 
-_HEADERS = ("Point", "Taken", "Data age", "Consistency", "Proven", "Checked", "Note")
+_HEADERS = ("Point", "Taken", "Data age", "Consistency", "Proven", "Digests", "Note")
 
 
 class FailoverSheet(QDialog):
@@ -127,7 +127,7 @@ class FailoverSheet(QDialog):
     def _cells(point: FailoverPoint) -> tuple[str, ...]:
         now = datetime.now(UTC)
         proven = words.local(point.proven_at, now) if point.proven_at else "never"
-        checked = "yes" if point.verified else "no"
+        checked = "no mismatch found" if point.verified else "MISMATCH"
         taken = words.local(point.taken_at, now)
         age = words.duration(point.age_s)
         return (f"#{point.seq}", taken, age, point.consistency, proven, checked, point.note)

@@ -65,6 +65,7 @@ class ProtectionStatus:
     source_power: str | None
     route: str  # direct | relay
     status_text: str  # "Syncing · at risk"
+    mismatch: bool = False  # the newest point's data was found to differ from its digests
 
     @property
     def key(self) -> str:
