@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vapor_desktop.engine.cycle import SOCKET_NAME
+from vapor_desktop.engine.source_job import socket_name
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
@@ -34,7 +34,7 @@ def libvirt_alone(stage: Stage, vm_uuid: str, site_id: str, rounds: int) -> list
         name = f"vapor-bench000-1-{number:06d}"
         disk = BackupDisk("vda", f"/var/lib/libvirt/images/.vapor-scratch/bench-{number}", None, True, "vda")
         began = time.perf_counter()
-        hypervisor.begin_backup(vm_uuid, [disk], name, SOCKET_NAME, False)
+        hypervisor.begin_backup(vm_uuid, [disk], name, socket_name("bench000"), False)
         hypervisor.end_backup(vm_uuid)
         hypervisor.delete_checkpoint(vm_uuid, name)
         took.append(time.perf_counter() - began)

@@ -377,7 +377,7 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/replicas/{vm}/points/{seq}/pins", "/replicas/{vm}/incoming",
         "/replicas/{vm}/seed",
         "/replicas/{vm}/current-as-of", "/replicas/{vm}/runs", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
-        "/guardian/events", "/guard", "/guard/{vm}",
+        "/guardian/events", "/guardian/scratch", "/guard", "/guard/{vm}",
     }  # fmt: skip
     assert set(paths) == {f"/api/v1{path}" for path in told}
 

@@ -7,7 +7,6 @@ checkpoint -> retention. Whatever breaks, the guest is thawed and running, and t
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,10 +15,11 @@ from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.offline import OfflineImages
 from vapor_desktop.engine.plan import CyclePlan, ours, plan_cycle
 from vapor_desktop.engine.ports import Clock, Hypervisor, Mover, SiteApi
+from vapor_desktop.engine.source_job import SourceJob
 from vapor_desktop.model import rpo
-from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
+from vapor_desktop.model.domains import BackupJob, DomainView
 from vapor_desktop.model.eligibility import judge
-from vapor_desktop.model.errors import DomainBusy, NotFound, TransferCancelled, VaporError
+from vapor_desktop.model.errors import NotFound, TransferCancelled, VaporError
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
 from vapor_desktop.model.policy import Quiesce
 from vapor_desktop.model.sites import Protection
@@ -35,14 +35,9 @@ from vapor_desktop.model.wire import (
     ScrubSlice,
     Transfer,
     Transferred,
-    WatchFreeze,
-    WatchJob,
     WriteGrant,
 )
 
-JOB_TTL_S = 60.0
-FREEZE_DEADLINE_S = 20.0
-SOCKET_NAME = "vapor-r.sock"
 SCRUB_LEAST_BYTES = 4 << 20
 SCRUB_MOST_BYTES = 256 << 20
 
@@ -105,6 +100,16 @@ class Cycle:
         self._p = protection
         self._vm = protection.vm_uuid
         self._warnings: list[str] = []
+        self._job = SourceJob(
+            context.source_api,
+            context.hypervisor,
+            self._vm,
+            protection.vm_name,
+            protection.protection_id,
+            context.holder,
+            context.scratch_dir,
+            context.scratch_reserve_bytes,
+        )
 
     def run(self) -> Outcome:
         """The whole cycle, under the target's lease for this VM."""
@@ -114,7 +119,8 @@ class Cycle:
             self._check_clock(asked_at, lease.granted_at)
             domain = c.hypervisor.domain(self._vm)
             view = self._replica(lease, domain.name)
-            self._clear_leftovers(domain)
+            if domain.live_id is not None:
+                self._job.clear_leftovers()
             plan = self._plan(view, domain, lease)
             c.hooks.on_plan(plan)
             run = self._live if plan.running else self._offline
@@ -168,19 +174,6 @@ class Cycle:
             parent_seq=newest.seq if newest else None,
         )
 
-    def _clear_leftovers(self, domain: DomainView) -> None:
-        """A dead engine's job would block every snapshot and backup of the VM: end it. Others' jobs are theirs."""
-        if domain.live_id is None:
-            return
-        hv = self._c.hypervisor
-        if hv.our_job(self._vm) is not None:
-            hv.end_backup(self._vm)
-        foreign = hv.foreign_job(self._vm)
-        if foreign is not None:
-            raise DomainBusy(
-                f"Another job holds “{domain.name}”", why=foreign, fix="It will be tried again by itself"
-            )
-
     def _plan(self, view: ReplicaView, domain: DomainView, lease: HeldLease) -> CyclePlan:
         c = self._c
         verdicts = judge(domain)
@@ -214,19 +207,8 @@ class Cycle:
 
     # --- a running VM --------------------------------------------------------------------------------
     def _live(self, plan: CyclePlan, manifest: Manifest, domain: DomainView, lease: HeldLease) -> Outcome:
-        c = self._c
-        freeze = self._want_freeze(manifest, domain)
-        watch = WatchJob(
-            holder=c.holder, ttl_s=JOB_TTL_S, scratch_dir=c.scratch_dir, reserve_bytes=c.scratch_reserve_bytes
-        )
-        c.source_api.watch_job(self._vm, watch)
-        try:
-            job, consistency = self._begin(plan, freeze)
-            with _Renewal(lambda: c.source_api.watch_job(self._vm, watch)):
-                return self._move_live(plan, manifest, domain, lease, job, consistency)
-        except BaseException:
-            self._abandon()
-            raise
+        with self._job.open(plan, freeze=self._want_freeze(manifest, domain)) as (job, consistency):
+            return self._move_live(plan, manifest, domain, lease, job, consistency)
 
     def _move_live(
         self,
@@ -258,34 +240,9 @@ class Cycle:
         scrubbed = self._scrub(after, disks, lease) if result.published or result.empty else None
         if result.published or result.empty:  # a part is no point: there is nothing to look at
             c.hooks.before_job_end(after, job.socket_path)
-        c.hypervisor.end_backup(self._vm)
-        c.source_api.unwatch_job(self._vm)
+        self._job.end()
         self._drop_checkpoints(manifest, job.checkpoint, result)
         return self._outcome(plan, after, result, domain, scrubbed)
-
-    def _begin(self, plan: CyclePlan, freeze: bool) -> tuple[BackupJob, Consistency]:
-        c = self._c
-        disks = [
-            BackupDisk(
-                target=d.target,
-                scratch_path=f"{c.scratch_dir}/vapor-{self._vm[:8]}-{plan.seq}-{d.target}.scratch",
-                incremental_from=d.from_checkpoint,
-                with_checkpoint=d.with_checkpoint,
-                export=d.target,
-            )
-            for d in plan.disks
-        ]
-        if freeze:
-            c.source_api.watch_freeze(self._vm, WatchFreeze(holder=c.holder, deadline_s=FREEZE_DEADLINE_S))
-        in_time = True
-        try:
-            job = c.hypervisor.begin_backup(self._vm, disks, plan.checkpoint, SOCKET_NAME, freeze)
-        finally:
-            if freeze:
-                in_time = c.source_api.unwatch_freeze(self._vm)
-        if job.frozen and in_time:
-            return job, Consistency.FILESYSTEM
-        return job, Consistency.CRASH
 
     def _want_freeze(self, manifest: Manifest, domain: DomainView) -> bool:
         policy = self._p.policy
@@ -295,14 +252,6 @@ class Cycle:
             and domain.agent_connected
             and manifest.next_seq % policy.quiesce_every == 0
         )
-
-    def _abandon(self) -> None:
-        """After a failure: the guest must be free. What cannot be reached is the guardian's, on the host."""
-        try:
-            self._c.hypervisor.end_backup(self._vm)
-            self._c.source_api.unwatch_job(self._vm)
-        except VaporError:
-            return
 
     def _drop_checkpoints(self, before: Manifest, fresh: str | None, result: Transferred) -> None:
         """Between cycles: the newest point's checkpoint, and the unfinished copy's while there is one."""
@@ -443,26 +392,3 @@ class Cycle:
 def _extra_files(view: ReplicaView) -> int:
     points = len(view.manifest.points) + (1 if view.incoming else 0)
     return max(0, view.files_in_chain - points)
-
-
-class _Renewal:
-    """Tells the guardian, three times per time-out, that this engine still lives."""
-
-    def __init__(self, renew: Callable[[], None]) -> None:
-        self._renew = renew
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="guardian-renewal", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        while not self._done.wait(JOB_TTL_S / 3):
-            try:
-                self._renew()
-            except VaporError:
-                continue  # the next one may get through; if none does, the guardian rightly ends the job

@@ -32,6 +32,7 @@ from vapor_desktop.model.wire import (
     ReplicaView,
     Run,
     RunRequest,
+    ScratchSpace,
     Scrubbed,
     ScrubSlice,
     SeedRequest,
@@ -64,7 +65,8 @@ class Hypervisor(Protocol):
     ) -> BackupJob:
         """Freeze if asked, backupBegin(pull) for all disks at once, thaw (always).
 
-        Raises DomainBusy (another job), CheckpointInconsistent, HypervisorFailed.
+        Raises DomainBusy (another job), CheckpointInconsistent, HypervisorFailed. ``BackupJob.thawed`` and an
+        error's ``details["thawed"]`` say whether the thaw was confirmed: unless it was, the dead-man stays armed.
         """
 
     def our_job(self, vm_uuid: str) -> str | None:
@@ -73,8 +75,11 @@ class Hypervisor(Protocol):
     def foreign_job(self, vm_uuid: str) -> str | None:
         """A sentence naming another tool's job, else None."""
 
-    def end_backup(self, vm_uuid: str) -> None:
-        """Abort the pull job and wait until it is gone. Idempotent."""
+    def end_backup(self, vm_uuid: str, only: str | None = None) -> None:
+        """Abort the pull job (only one whose socket has that name) and wait until it is gone. Idempotent."""
+
+    def disk_errors(self, vm_uuid: str) -> Mapping[str, str]:
+        """Disks whose errors paused the VM: target -> "no-space" | "unspecified"."""
 
     def thaw(self, vm_uuid: str) -> bool:
         """Thaw whatever is frozen; True if something was."""
@@ -128,6 +133,9 @@ class SiteApi(Protocol):
     def watch_freeze(self, vm_uuid: str, watch: WatchFreeze) -> None: ...
     def unwatch_freeze(self, vm_uuid: str) -> bool:
         """False when the dead-man had already thawed: the point is crash-consistent."""
+
+    def scratch(self) -> ScratchSpace:
+        """The space for backup jobs' scratch files on that host, now."""
 
     def guardian_events(self, since: datetime | None) -> Sequence[GuardianEvent]: ...
     def guards(self) -> Sequence[GuardRecord]: ...

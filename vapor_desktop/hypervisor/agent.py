@@ -47,16 +47,19 @@ def freeze(dom: Any) -> bool:
         return False
 
 
-def thaw(dom: Any, *, quiet: bool = True) -> bool:
-    """Thaw; True if something was frozen. ``quiet``: a refusal is logged and False, not raised."""
+def thaw(dom: Any, *, quiet: bool = True) -> int | None:
+    """Thaw; the number of file systems that were frozen, an answer that nothing is frozen any more.
+
+    ``quiet``: a refusal is logged and None, not raised: the guest may be frozen still, or freeze later.
+    """
     try:
         with _limited(dom):
-            return int(dom.fsThaw()) > 0
+            return int(dom.fsThaw())
     except libvirt.libvirtError as error:
         if not quiet:
             raise
         _log.warning("%s did not thaw (libvirt code %d): %s", dom.name(), code_of(error), error)
-        return False
+        return None
 
 
 def ping(dom: Any) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 import libvirt
@@ -17,7 +19,7 @@ from vapor_desktop.hypervisor.errors import NO_DOMAIN_BACKUP, code_of
 from vapor_desktop.hypervisor.link import Link
 from vapor_desktop.hypervisor.views import state_of
 from vapor_desktop.model.domain_xml.parse import parse_domain
-from vapor_desktop.model.domains import BackupDisk, BackupJob
+from vapor_desktop.model.domains import GUEST_THAWED, BackupDisk, BackupJob
 from vapor_desktop.model.errors import DomainBusy, HypervisorFailed, InvalidRequest, VaporError
 
 _log = logging.getLogger(__name__)
@@ -44,6 +46,15 @@ _BLOCK_JOBS = {
 }
 
 
+@dataclass(slots=True)
+class _Hold:
+    """What became of one begin's freeze. ``confirmed``: the guest is certainly not frozen by it."""
+
+    frozen: bool = False
+    thawed: int | None = None
+    confirmed: bool = True
+
+
 class BackupJobs:
     """Pull-mode jobs of ours; others' are seen, named, and left alone.
 
@@ -61,8 +72,25 @@ class BackupJobs:
         """Freeze if asked, backupBegin for all disks at once, thaw.
 
         Raises DomainBusy when any job is open already, CheckpointInconsistent for a lost bitmap,
-        HypervisorFailed otherwise; a checkpoint made by a call that failed is removed again.
+        HypervisorFailed otherwise; a checkpoint made by a call that failed is removed again. An error's
+        ``details["thawed"]`` is False where the thaw was not confirmed (``GUEST_THAWED``).
         """
+        hold = _Hold()
+        try:
+            return self._guarded(vm_uuid, disks, checkpoint, socket_name, frozen, hold)
+        except VaporError as error:
+            error.details[GUEST_THAWED] = hold.confirmed
+            raise
+
+    def _guarded(
+        self,
+        vm_uuid: str,
+        disks: Sequence[BackupDisk],
+        checkpoint: str | None,
+        socket_name: str,
+        frozen: bool,
+        hold: _Hold,
+    ) -> BackupJob:
         _check_request(disks, checkpoint)
         with self._slow.domain(vm_uuid, "Could not look at the VM before its backup job") as dom:
             if not dom.isActive():
@@ -72,14 +100,20 @@ class BackupJobs:
         if checkpoint in known:
             raise InvalidRequest(f"The checkpoint {checkpoint} exists already", fix="Names are never used again")
         try:
-            return self._begin(vm_uuid, disks, checkpoint, socket_name, frozen)
+            return self._begin(vm_uuid, disks, checkpoint, socket_name, frozen, hold)
         except VaporError as error:
             if checkpoint:
                 self._forget_checkpoint(vm_uuid, checkpoint)
             raise self._named(vm_uuid, error) from error
 
     def _begin(
-        self, vm_uuid: str, disks: Sequence[BackupDisk], checkpoint: str | None, socket_name: str, frozen: bool
+        self,
+        vm_uuid: str,
+        disks: Sequence[BackupDisk],
+        checkpoint: str | None,
+        socket_name: str,
+        frozen: bool,
+        hold: _Hold,
     ) -> BackupJob:
         with self._slow.domain(vm_uuid, "libvirt did not begin the backup job") as dom:
             state, _reason = state_of(dom)
@@ -94,25 +128,27 @@ class BackupJobs:
             moment_xml = backup_xml.checkpoint_xml(checkpoint, tracked, without=others) if checkpoint else None
             flags = PRESERVE_SHUTDOWN_DOMAIN if self._slow.version() >= PRESERVE_SINCE else 0
             asked = frozen and state == "running" and facts.agent_connected
-            was_frozen, thawed = False, False
             asked_at = time.monotonic()
             try:
                 if asked:
-                    was_frozen = freeze(dom)
+                    hold.confirmed = False
+                    hold.frozen = freeze(dom)
                 begun_at = datetime.now(UTC)
                 dom.backupBegin(job_xml, moment_xml, flags)
             finally:
                 if asked:  # also after a freeze that timed out: the guest may freeze later [facts/libvirt 5]
-                    thawed = thaw(dom)
-            frozen_s = time.monotonic() - asked_at if was_frozen else 0.0
+                    hold.thawed = thaw(dom)
+                    hold.confirmed = hold.thawed is not None
+            frozen_s = time.monotonic() - asked_at if hold.frozen else 0.0
         return BackupJob(
             vm_uuid=vm_uuid,
             socket_path=path,
             bitmaps=dict(backup_xml.bitmaps(disks)),
             checkpoint=checkpoint,
-            frozen=was_frozen and thawed,
+            frozen=hold.frozen and bool(hold.thawed),
             begun_at=begun_at,
             frozen_s=frozen_s,
+            thawed=hold.confirmed,
         )
 
     def our_socket(self, vm_uuid: str) -> str | None:
@@ -132,15 +168,16 @@ class BackupJobs:
                 return None if backup_xml.is_ours(socket) else _foreign_backup(dom, socket)
             return _async_job(dom) or _block_job(dom)
 
-    def end(self, vm_uuid: str) -> None:
+    def end(self, vm_uuid: str, only: str | None = None) -> None:
         """Abort our job and wait until it, its scratch files and its socket are gone. Idempotent.
 
+        ``only``: the name of the socket that the job must have; one with another name is left alone.
         abortJob is a pull job's normal end. Raises DomainBusy when the open job is another tool's,
         HypervisorFailed when it does not end within 30 s.
         """
         with self._slow.domain(vm_uuid, "Could not end the backup job") as dom:
             socket = _job_socket(dom)
-            if socket is None:
+            if socket is None or (only is not None and PurePosixPath(socket).name != only):
                 return
             if not backup_xml.is_ours(socket):
                 raise DomainBusy("The open backup job is another tool's", why=socket or "a job without a socket")
@@ -157,11 +194,15 @@ class BackupJobs:
                 pause_s = min(pause_s * 1.5, 0.1)
 
     def thaw(self, vm_uuid: str) -> bool:
-        """Thaw the guest's file systems; True if any was frozen. False for a VM that does not run."""
+        """Thaw the guest's file systems; True if any was frozen. False for a VM that is off.
+
+        Raises DomainBusy for a paused one: its agent cannot answer, so nothing is known until it runs again.
+        """
         with self._slow.domain(vm_uuid, "Could not thaw the guest") as dom:
-            if state_of(dom)[0] != "running":
-                return False
-            return thaw(dom, quiet=False)
+            state = state_of(dom)[0]
+            if state == "paused":
+                raise DomainBusy("The guest cannot be thawed while it is paused", fix="It is tried again by itself")
+            return state == "running" and bool(thaw(dom, quiet=False))
 
     def _forget_checkpoint(self, vm_uuid: str, checkpoint: str) -> None:
         """backupBegin can fail after it made the checkpoint [facts/libvirt 0.5]."""

@@ -93,9 +93,9 @@ class LibvirtHypervisor:
         """A sentence naming another tool's job, else None."""
         return self._jobs.foreign(vm_uuid)
 
-    def end_backup(self, vm_uuid: str) -> None:
-        """Abort our job and wait until it is gone. Idempotent."""
-        self._jobs.end(vm_uuid)
+    def end_backup(self, vm_uuid: str, only: str | None = None) -> None:
+        """Abort our job (whose socket is named ``only``, if given) and wait until it is gone. Idempotent."""
+        self._jobs.end(vm_uuid, only)
 
     def thaw(self, vm_uuid: str) -> bool:
         """Thaw whatever is frozen; True if something was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,6 +49,16 @@ class DomainView:
     live_id: int | None  # domain id while it runs
 
 
+def paused_by_scratch(view: DomainView, errors: Mapping[str, str], *, scratch_low: bool) -> bool:
+    """Was the guest stopped by the full scratch of a job of ours, and by nothing else? [facts/libvirt 0.1]
+
+    ``errors``: its disks' errors, read before it was resumed; ``scratch_low``: as it was while the job was open,
+    for the end of a job frees its scratch. Both the guardian and the engine resume a guest only on this word.
+    """
+    stopped = view.state == "paused" and view.pause_reason == "ioerror"
+    return stopped and scratch_low and "no-space" in errors.values()
+
+
 @dataclass(frozen=True, slots=True)
 class BackupDisk:
     """One disk of a backup job."""
@@ -57,6 +68,9 @@ class BackupDisk:
     incremental_from: str | None  # checkpoint name; None = full
     with_checkpoint: bool  # False for raw disks
     export: str
+
+
+GUEST_THAWED = "thawed"  # an error's detail: False when a begin that failed may have left the guest frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +84,4 @@ class BackupJob:
     frozen: bool  # the guest's file systems were frozen at the moment, and thawed after
     begun_at: datetime  # our clock, between freeze and thaw
     frozen_s: float = 0.0  # at most this long: from asking for the freeze to the thaw's answer; 0 without a freeze
+    thawed: bool = True  # the guest is certainly not frozen by this begin: it answered the thaw, or was not asked

@@ -288,6 +288,23 @@ class WatchJob(Value):
     reserve_bytes: int
 
 
+SCRATCH_FULL_BYTES = 16 << 20  # less than this is "full" whatever reserve was asked for
+
+
+class ScratchSpace(Value):
+    """GET /guardian/scratch: where backup jobs put their scratch files, and what is free there for us."""
+
+    path: str
+    free_bytes: int
+    reserve_bytes: int
+    at: datetime  # the site's clock
+
+    @property
+    def low(self) -> bool:
+        """Below the reserve: the guardian ends jobs, and none may begin."""
+        return self.free_bytes < max(self.reserve_bytes, SCRATCH_FULL_BYTES)
+
+
 class WatchFreeze(Value):
     """PUT /guardian/{vm}/freeze on the source, before fsFreeze: the host thaws after ``deadline_s``."""
 

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from vapor_desktop.model.domains import DomainView
+from vapor_desktop.model.domains import DomainView, paused_by_scratch
 from vapor_desktop.model.errors import DomainNotFound, InvalidRequest, VaporError
-from vapor_desktop.model.wire import WatchFreeze, WatchJob
+from vapor_desktop.model.wire import SCRATCH_FULL_BYTES, WatchFreeze, WatchJob
 from vapor_desktop.site.leases import boot_time_s, vm_file_name
 from vapor_desktop.site.site_events import EventLog, event
 from vapor_desktop.site.watches import FreezeWatch, JobWatch, VmWatch, Watches
@@ -28,7 +28,6 @@ _log = logging.getLogger("vapor.guardian")
 
 TICK_S = 1.0
 RETRY_S = 3.0  # after an attempt that failed, or that found nothing to do
-FULL_BYTES = 16 << 20  # less than this is "full" whatever reserve was asked for
 WORKERS = 8
 
 
@@ -154,7 +153,7 @@ class Guardian:
         except OSError as error:
             _log.error("the scratch directory %s cannot be watched: %s", job.watch.scratch_dir, error)
             return None
-        reserve = max(job.watch.reserve_bytes, FULL_BYTES)
+        reserve = max(job.watch.reserve_bytes, SCRATCH_FULL_BYTES)
         return f"the scratch space has {free} bytes left, its reserve is {reserve}" if free < reserve else None
 
     def _do(self, vm: str, what: str, act: Callable[[str], None]) -> None:
@@ -178,9 +177,10 @@ class Guardian:
 
     def _thaw(self, vm: str) -> None:
         """The guest first; that the point is late follows from the clock, on file or not."""
+        watch = self._watches.get(vm).freeze
         if self._hypervisor.thaw(vm):
             self._events.add(event(vm, "thawed", "the freeze was not taken back before its deadline"))
-        self._watches.change(vm, _mark_thawed)
+        self._watches.change(vm, lambda old: _mark_thawed(old) if old.freeze == watch else old)  # not a newer freeze
 
     def _end_job(self, vm: str, why: str) -> None:
         """End our job if it is there; then let the guest run if it was this job that stopped it."""
@@ -191,8 +191,8 @@ class Guardian:
         errors = self._hypervisor.disk_errors(vm)
         self._hypervisor.end_backup(vm)
         self._events.add(event(vm, "job-ended", why))
-        if full and "no-space" in errors.values():
-            self._resume(vm, sorted(errors))
+        if errors:
+            self._resume(vm, errors, full)
         self._forget_if_lapsed(vm)
 
     def _scratch_full(self, vm: str) -> bool:
@@ -200,11 +200,10 @@ class Guardian:
         job = self._watches.get(vm).job
         return job is not None and self._scratch_trouble(job) is not None
 
-    def _resume(self, vm: str, disks: list[str]) -> None:
-        view = self._hypervisor.domain(vm)
-        if view.state == "paused" and view.pause_reason == "ioerror":
+    def _resume(self, vm: str, errors: Mapping[str, str], full: bool) -> None:
+        if paused_by_scratch(self._hypervisor.domain(vm), errors, scratch_low=full):
             self._hypervisor.resume(vm)
-            why = f"it was paused because the job's scratch space was full ({', '.join(disks)})"
+            why = f"it was paused because the job's scratch space was full ({', '.join(sorted(errors))})"
             self._events.add(event(vm, "resumed", why))
 
     def _forget_if_lapsed(self, vm: str) -> None:

@@ -35,6 +35,7 @@ from vapor_desktop.model.wire import (
     ReplicaView,
     Run,
     RunRequest,
+    ScratchSpace,
     SeedRequest,
     SeedState,
     SshInfo,
@@ -229,6 +230,10 @@ class HttpSiteApi:
         answer = self._call("DELETE", f"{_guardian(vm_uuid)}/freeze")
         in_time: dict[str, bool] = self._parsed(dict[str, bool], answer)
         return in_time.get("in_time", False)
+
+    def scratch(self) -> ScratchSpace:
+        """Free space for the scratch files of backup jobs."""
+        return self._parsed(ScratchSpace, self._call("GET", "/guardian/scratch"))
 
     def guardian_events(self, since: datetime | None) -> Sequence[GuardianEvent]:
         """What the guardian did by itself."""

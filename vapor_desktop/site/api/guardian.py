@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
+from vapor_desktop.model.errors import NotFound
 from vapor_desktop.model.policy import Value
-from vapor_desktop.model.wire import GuardianEvent, WatchFreeze, WatchJob
+from vapor_desktop.model.wire import GuardianEvent, ScratchSpace, WatchFreeze, WatchJob
 from vapor_desktop.site.api.auth import Operator, Site, Viewer
+from vapor_desktop.site.guardian import free_bytes
 
 router = APIRouter(prefix="/guardian", tags=["guardian"])
 
@@ -17,6 +19,26 @@ class InTime(Value):
     """DELETE …/freeze: False when the dead-man had already thawed."""
 
     in_time: bool
+
+
+@router.get("/scratch")
+def scratch(_caller: Viewer, site: Site) -> ScratchSpace:
+    """What is free for the scratch files of backup jobs."""
+    path = site.settings.scratch_dir
+    try:
+        free = free_bytes(path)
+    except OSError as error:
+        raise NotFound(
+            "The scratch directory cannot be looked at",
+            why=f"{path}: {error.strerror}",
+            fix="Make it as `vapor-site doctor` says, or set scratch_dir",
+        ) from error
+    return ScratchSpace(
+        path=str(path),
+        free_bytes=free,
+        reserve_bytes=site.settings.scratch_reserve_bytes,
+        at=datetime.now(UTC),
+    )
 
 
 @router.get("/events")
