@@ -27,7 +27,6 @@ from vapor_desktop.model.errors import (
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention, StartGuard
-from vapor_desktop.model.rpo import CLOCK_TELLS_S
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import (
