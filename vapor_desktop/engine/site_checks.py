@@ -21,7 +21,7 @@ def look_over(gateway: SiteGateway, site: Site, on_check: OnCheck) -> Sequence[C
         _identity, offset_s, error_s = gateway.api(site).identity()
         text = f"{offset_s:+.2f} s ± {error_s:.2f} s against this console"
         if abs(offset_s) > CLOCK_TELLS_S:
-            fix = "Set the clock there (chrony, systemd-timesyncd), or here; meanwhile ages are computed with the offset"
+            fix = "Set the clock there (chrony, systemd-timesyncd) or here; ages use the measured offset"
             return Check("clock", _CLOCK, "warning", text, fix)
         return Check("clock", _CLOCK, "ok", text)
 
