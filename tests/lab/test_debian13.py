@@ -43,6 +43,11 @@ def test_a_newer_target_takes_cycles_and_a_failover(newer: Lab, tmp_path: Path) 
             versions = {s.site.name: s.libvirt_version for s in stage.backend.snapshot().sites}
             assert versions["site-b"] is not None
             assert versions["site-b"] > "11"
+            # Its libvirt, too, was seen to ask the start guard's hook and to refuse by it.
+            assert {s.site.name: s.guard_proven for s in stage.backend.snapshot().sites} == {
+                "site-a": True,
+                "site-b": True,
+            }
             newer.kill_site("a")
             # Its cold libvirt probes QEMU anew before the first define (16 s measured here): no figure of ours.
             stage.backend.failover(key, None, "proof on another release")

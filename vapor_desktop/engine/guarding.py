@@ -7,6 +7,7 @@ a boot of the source that cannot ask its peer itself (sites that reach each othe
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import structlog
 
@@ -15,7 +16,7 @@ from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.ports import Clock, Repository, SiteApi, SiteGateway
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model.errors import EpochMoved, VaporError
-from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Severity
 from vapor_desktop.model.wire import GuardRelease, GuardRequest, GuardState
@@ -49,11 +50,8 @@ class GuardArmer:
         boot_id = seen.identity.boot_id if seen and seen.identity else ""
         epoch = manifest.epoch
         key = (epoch.number, epoch.owner, protection.policy.start_guard.value, boot_id)
-        with self._lock:
-            waits = self._clock.monotonic() < self._not_before.get(pid, 0.0)
-            if self._armed.get(pid) == key or waits:
-                return
-            self._not_before[pid] = self._clock.monotonic() + RETRY_S
+        if not self._claim(pid, key):
+            return
         source, target = (self._repository.site(s) for s in (protection.source_site, protection.target_site))
         if source is None or target is None or manifest.newest is None or epoch.owner != source.site_id:
             return
@@ -64,9 +62,7 @@ class GuardArmer:
         except VaporError as error:
             log.info("the start guard is not armed", vm=protection.vm_name, code=error.code, error=str(error))
             return
-        with self._lock:
-            self._armed[pid] = key
-            self._not_before.pop(pid, None)
+        self._did(pid, key)
 
     def _arm(self, source: Site, target: Site, p: Protection, manifest: Manifest, boot_id: str) -> None:
         api = self._gateway.api(source)
@@ -83,6 +79,62 @@ class GuardArmer:
                 by=self._name,
             )
             api.arm_guard(p.vm_uuid, request)
+
+    def tell_lost(self, taken_over: Sequence[Protection]) -> None:
+        """Tell the old owners' hosts that answer: the VM is another's since the protection's epoch.
+
+        They would ask by themselves after a boot; this is for one that never went down, or cannot reach its peer.
+        """
+        for protection in taken_over:
+            self._tell_lost(protection)
+
+    def _tell_lost(self, p: Protection) -> None:
+        pid, key = p.protection_id, (p.epoch_number, p.epoch_owner, "", "")
+        seen = self._sites.seen(p.source_site)
+        source, target = (self._repository.site(s) for s in (p.source_site, p.target_site))
+        if source is None or target is None or p.epoch_owner == p.source_site:
+            return
+        if seen is None or not seen.status.reachable or not self._claim(pid, key):
+            return
+        epoch = Epoch(number=p.epoch_number, owner=p.epoch_owner)
+        try:
+            api = self._gateway.api(source)
+            record = api.guard(p.vm_uuid)
+            if record is not None and record.state is GuardState.OTHERS and record.epoch == epoch:
+                self._did(pid, key)
+                return
+            with HeldLease(api, p.vm_uuid, self._holder, self._name, "start guard") as lease:
+                request = GuardRequest(
+                    fence=lease.fence,
+                    epoch=epoch,
+                    state=GuardState.OTHERS,
+                    vm_name=p.vm_name,
+                    peer_site=p.target_site,
+                    policy=p.policy.start_guard,
+                    reason=f"failed over to {target.name}",
+                    by=self._name,
+                )
+                api.arm_guard(p.vm_uuid, request)
+            self._note(p, f"{source.name} will not start “{p.vm_name}”: it was told of epoch {p.epoch_number}")
+        except EpochMoved as error:
+            self._note(p, f"{source.name} does not take the failover for granted: {error}")
+        except VaporError as error:
+            log.info("the old owner was not told", vm=p.vm_name, code=error.code, error=str(error))
+            return
+        self._did(pid, key)
+
+    def _claim(self, pid: str, key: Key) -> bool:
+        """Whether it is not done, and not tried just now."""
+        with self._lock:
+            if self._armed.get(pid) == key or self._clock.monotonic() < self._not_before.get(pid, 0.0):
+                return False
+            self._not_before[pid] = self._clock.monotonic() + RETRY_S
+            return True
+
+    def _did(self, pid: str, key: Key) -> None:
+        with self._lock:
+            self._armed[pid] = key
+            self._not_before.pop(pid, None)
 
     def release(self, p: Protection) -> None:
         """The VM is not protected any more: its host may start it as it likes. Raises VaporError."""

@@ -67,6 +67,8 @@ _NO_CYCLES = {
     Phase.SPLIT_BRAIN_RISK,
 }
 
+_TAKEN_OVER = {Phase.PROVISIONAL, Phase.FAILED_OVER}
+
 
 class Engine:
     """The brain of one process."""
@@ -100,6 +102,7 @@ class Engine:
         self._running: dict[str, tuple[Future[object], datetime, tuple[str, str]]] = {}
         self._asked: set[str] = set()  # sync now
         self._looking: dict[str, Future[None]] = {}
+        self._telling: Future[None] | None = None
         self._looked_at: dict[str, float] = {}
         self._inventory_at: dict[str, float] = {}
         self._beat_at = float("-inf")
@@ -174,6 +177,7 @@ class Engine:
         if self.clock.monotonic() - self._published_at >= PUBLISH_S:
             self._published_at = self.clock.monotonic()
             self._publish(rows)
+            self._tell_lost(rows)
         if self.clock.monotonic() - self._thinned_at >= THIN_S:
             self._thinned_at = self.clock.monotonic()
             self._looks.submit(self.repository.thin, self.clock.now())
@@ -254,6 +258,14 @@ class Engine:
                 records.update(self.repository, p.protection_id, change)
         self.forget_rows()
         self.wake()
+
+    def _tell_lost(self, rows: Sequence[ProtectionStatus]) -> None:
+        """The hosts that lost a VM to a failover hear of it; one at a time, and once each."""
+        if self._telling is not None and not self._telling.done():
+            return
+        lost = [r.protection for r in rows if r.protection.phase in _TAKEN_OVER]
+        if lost:
+            self._telling = self._looks.submit(self.worker.guards.tell_lost, lost)
 
     def _reap(self) -> None:
         for protection_id, (future, _since, _pair) in list(self._running.items()):

@@ -191,7 +191,8 @@ def remove_guests(lab: Lab) -> None:
         for vm in site.virsh("list", "--all", "--name").split():
             site.virsh("destroy", vm, check=False)
             site.virsh("undefine", vm, "--nvram", "--checkpoints-metadata", "--managed-save")
-        site.exec(["sh", "-c", "rm -rf /var/lib/libvirt/images/vapor/*"])
+        # A guest's UUID comes from its name: a record left behind would hold the next one of that name.
+        site.exec(["sh", "-c", "rm -rf /var/lib/libvirt/images/vapor/* /var/lib/vapor/guard/*.json"])
 
 
 def _raise_on_failure(check: Check) -> None:
