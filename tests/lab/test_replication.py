@@ -9,39 +9,69 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import proofs
 import pytest
 
 from vapor_desktop.lab import guests
+from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab, Site
-from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.lab.processes import kill, wait_until
 from vapor_desktop.lab.stage import Stage, remove_guests
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 NAMES = ["web", "db"]
+THIRD = "app"  # protected for the first proof only
+RPO_TARGET_S = 10
+BASELINE_S = 20
+LONGEST_STALL_S = 1.0
+
+
+@dataclass
+class Baseline:
+    """How the guests did before there was any cycle, by their own clocks."""
+
+    began_ns: dict[str, int] = field(default_factory=dict)
+    ended_ns: dict[str, int] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
-def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Two paired sites and two protected guests under load, on an engine of this process."""
+def baseline() -> Baseline:
+    """Filled when the stage is set."""
+    return Baseline()
+
+
+@pytest.fixture(scope="module")
+def stage(lab: Lab, baseline: Baseline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Two paired sites and three protected guests under load, on an engine of this process."""
     remove_guests(lab)
     home = tmp_path_factory.mktemp("console")
-    for spec in guests.DEFAULT_GUESTS:
-        guests.add(lab.sites["a"], spec, lab.cache)
-    for name in NAMES:
-        guests.wait_for(lab.sites["a"], name, "VAPOR-DIARY ", timeout_s=90)
+    host = lab.sites["a"]
+    for spec in (*guests.DEFAULT_GUESTS, GuestSpec(THIRD)):
+        guests.add(host, spec, lab.cache)
+    for name in (*NAMES, THIRD):
+        guests.wait_for(host, name, "VAPOR-DIARY ", timeout_s=90)
+        wait_until(lambda n=name: agent_answers(lab, n), f"the agent of {name}", timeout_s=60)  # type: ignore[misc]
+        baseline.began_ns[name] = guest_clock_ns(lab, name)
     with KeyringSession(home):
         made = Stage(lab, home)
         made.open()
         try:
             a, b = made.pair()
             made.compare_every_point()
-            made.protect(a, b, NAMES, rpo_target_s=10)
+            for name in (*NAMES, THIRD):
+                until_ns = baseline.began_ns[name] + BASELINE_S * 10**9
+                wait_until(lambda n=name, u=until_ns: guest_clock_ns(lab, n) >= u, "the baseline", timeout_s=90)  # type: ignore[misc]
+                baseline.ended_ns[name] = guest_clock_ns(lab, name)
+            made.protect(a, b, [*NAMES, THIRD], rpo_target_s=RPO_TARGET_S)
             yield made
         finally:
             made.close()
@@ -53,9 +83,16 @@ def replica_files(stage: Stage, name: str, pattern: str = "*") -> list[Path]:
     return sorted(stage.lab.sites["b"].path(f"/var/lib/libvirt/images/vapor/{uuid}").glob(pattern))
 
 
-def agent_answers(stage: Stage) -> bool:
-    words = ["virsh", "-q", "-c", "qemu:///system", "qemu-agent-command", "web", '{"execute":"guest-ping"}']
-    return stage.lab.sites["a"].exec(words, check=False).returncode == 0
+def agent_answers(lab: Lab, name: str) -> bool:
+    words = ["virsh", "-q", "-c", "qemu:///system", "qemu-agent-command", name, '{"execute":"guest-ping"}']
+    return lab.sites["a"].exec(words, check=False).returncode == 0
+
+
+def guest_clock_ns(lab: Lab, name: str) -> int:
+    """The guest's own time, the one its diary's records carry."""
+    answer = guests.agent(lab.sites["a"], name, "guest-get-time")
+    assert isinstance(answer, int)
+    return answer
 
 
 def next_points(stage: Stage, count: int = 1, timeout_s: float = 120) -> None:
@@ -70,14 +107,67 @@ def assert_identical(stage: Stage) -> None:
     assert [c for c in stage.comparisons if not c.identical] == []
 
 
-def test_cycles_under_load_are_identical_on_every_disk(stage: Stage) -> None:
-    for name in NAMES:
-        stage.wait_for_point(name, 5, timeout_s=240)
+@contextlib.contextmanager
+def lifecycle_events(lab: Lab) -> Iterator[Path]:
+    """What libvirt tells of all guests of host A meanwhile, line by line in a file."""
+    said = lab.sites["a"].path("/tmp/lifecycle")  # noqa: S108 - the host's own
+    words = ["virsh", "-c", "qemu:///system", "event", "--all", "--loop"]
+    with said.open("w") as file:
+        process = subprocess.Popen([*lab.sites["a"].enter(), *words], stdout=file)
+        try:
+            yield said
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_ten_cycles_of_three_guests_under_load_are_identical_and_stall_nobody(
+    stage: Stage, baseline: Baseline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [*NAMES, THIRD]
+    frozen_s: dict[str, list[float]] = {name: [] for name in names}
+    with lifecycle_events(stage.lab) as events:
+        for seq in range(1, 11):
+            for name in names:
+                stage.wait_for_point(name, seq, timeout_s=240)
+                point = proofs.target_api(stage, name).point(stage.row(name).protection.vm_uuid, seq)
+                frozen_s[name].append(point.frozen_s)
+        assert "Suspended" not in events.read_text()
     assert_identical(stage)
-    assert {c.disk for c in stage.comparisons if c.vm_name == "db"} == {"vda", "vdb"}
-    modes = [c.mode for c in stage.backend.cycles(stage.row("web").key) if c.outcome == "point"]
-    assert modes[-1] == "full"
-    assert set(modes[:-1]) == {"delta"}
+    for name in names:
+        compared = {(c.seq, c.disk) for c in stage.comparisons if c.vm_name == name}
+        disks = {"vda", "vdb"} if name == "db" else {"vda"}
+        assert compared >= {(seq, disk) for seq in range(1, 11) for disk in disks}
+        modes = [c.mode for c in stage.backend.cycles(stage.row(name).key) if c.outcome == "point"]
+        assert modes[-1] == "full"
+        assert set(modes[:-1]) == {"delta"}
+    with proofs.quiet(stage):
+        for name in names:
+            diary = stage.lab.sites["b"].diary(proofs.newest_files(stage, name))
+            assert diary.sound
+            without = diary.longest_gap_s(baseline.began_ns[name], baseline.ended_ns[name])
+            during = diary.longest_gap_s(baseline.ended_ns[name])
+            with capsys.disabled():
+                print(
+                    f"\n{name}: longest gap {during:.2f} s during cycles, {without:.2f} s without; "
+                    f"frozen {max(frozen_s[name]):.2f} s at most"
+                )
+            assert without > 0
+            assert during < without + LONGEST_STALL_S
+            assert min(frozen_s[name]) > 0
+            assert statistics.median(frozen_s[name]) < LONGEST_STALL_S
+            assert max(frozen_s[name]) < without + LONGEST_STALL_S  # it counts the calls' way there and back, too
+
+
+def test_unprotecting_with_the_replica_leaves_nothing_on_either_side(stage: Stage) -> None:
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    row = stage.row(THIRD)
+    stage.backend.unprotect(row.key, delete_replica=True)
+    assert a.virsh("checkpoint-list", THIRD, "--name") == ""
+    assert not b.path(f"{proofs.REPLICAS}/{row.protection.vm_uuid}").exists()
+    a.virsh("destroy", THIRD)
+    a.virsh("undefine", THIRD)
+    proofs.assert_nothing_is_left(stage, NAMES)
 
 
 def test_the_rpo_is_known_and_within_its_target(stage: Stage) -> None:
@@ -88,71 +178,74 @@ def test_the_rpo_is_known_and_within_its_target(stage: Stage) -> None:
         assert row.rpo_now_s < 10
 
 
-def test_nothing_is_left_between_cycles(stage: Stage) -> None:
-    a = stage.lab.sites["a"]
-    stage.backend.pause(stage.row("web").key)
-    try:
-        wait_until(lambda: stage.row("web").cycle_started_at is None, "the end of the cycle", timeout_s=60)
-        checkpoints = a.virsh("checkpoint-list", "web", "--name").split()
-        assert len(checkpoints) == 1
-        assert a.virsh("domjobinfo", "web").split()[-1] == "None"
-        assert not list(a.path("/var/lib/libvirt/images/.vapor-scratch").glob("*web*"))
-        assert a.virsh("domstate", "web") == "running"
-        assert replica_files(stage, "web", "incoming/*") == []
-    finally:
-        stage.backend.resume(stage.row("web").key)
-
-
-def test_a_cut_link_keeps_the_last_point_and_the_next_cycle_needs_no_hand(stage: Stage) -> None:
-    before = {n: stage.row(n).last_seq for n in NAMES}
-    stage.lab.cut_link()
-    try:
-        wait_until(lambda: stage.row("web").protection.failures > 0, "a failed cycle", timeout_s=120)
-        assert stage.row("web").last_seq is not None
-    finally:
-        stage.lab.mend_link()
+def test_a_cut_link_keeps_a_last_point_that_boots_and_the_next_cycle_needs_no_hand(stage: Stage) -> None:
+    before = {n: stage.row(n).last_seq or 0 for n in NAMES}
+    b = stage.lab.sites["b"]
+    with proofs.sending(stage, "web"):
+        stage.lab.cut_link()
+        try:
+            with proofs.booted_copy(b, "proof", proofs.newest_files(stage, "web")) as line:
+                proofs.assert_sound(line)
+            proofs.judged(b, proofs.newest_files(stage, "db"))
+            wait_until(lambda: stage.row("web").protection.failures > 0, "a failed cycle", timeout_s=120)
+            proofs.judged(b, proofs.newest_files(stage, "web"))
+        finally:
+            stage.lab.mend_link()
     for name in NAMES:
-        stage.wait_for_point(name, (before[name] or 0) + 2, timeout_s=180)
+        stage.wait_for_point(name, before[name] + 2, timeout_s=180)
     assert_identical(stage)
+    proofs.assert_nothing_is_left(stage, NAMES)
 
 
-@pytest.mark.parametrize("victim", ["sshd", "libvirtd", "serve"])
-@pytest.mark.parametrize("site", ["a", "b"])
-def test_a_killed_daemon_costs_no_point(stage: Stage, victim: str, site: str) -> None:
-    host = stage.lab.sites[site]
-    os.kill(host.pid_of(victim), signal.SIGKILL)
+def kill_all(host: Site, victim: str) -> None:
+    """kill -9 of a daemon; with sshd every session of it, with the site service its root helper too."""
+    if victim == "sshd":
+        pids = [p.pid for p in proofs.processes(host) if p.program.startswith("sshd")]
+    elif victim == "serve":
+        pids = [host.pid_of("serve"), host.pid_of("helper")]
+    else:
+        pids = [host.pid_of(victim)]
+    for pid in pids:
+        kill(pid)
+
+
+def start_again(host: Site, victim: str) -> None:
+    """What systemd would do."""
     if victim == "libvirtd":
         host.start_libvirt()
     elif victim == "sshd":
         host.exec(["/usr/sbin/sshd", "-f", "/etc/ssh/sshd_config", "-E", "/var/log/libvirt/sshd.log"])
     else:
         host.start_site_service()
+
+
+@pytest.mark.parametrize("victim", ["sshd", "libvirtd", "serve"])
+@pytest.mark.parametrize("site", ["a", "b"])
+def test_a_killed_daemon_costs_no_point_and_leaves_nothing(stage: Stage, victim: str, site: str) -> None:
+    host = stage.lab.sites[site]
+    with proofs.sending(stage, "web"):
+        last = proofs.newest_files(stage, "web")
+        kill_all(host, victim)
+        proofs.judged(stage.lab.sites["b"], last)
+        start_again(host, victim)
     next_points(stage, timeout_s=150)
     assert_identical(stage)
-
-
-def processes_of(host: Site, word: str) -> list[int]:
-    """Pids on that host whose command line has the word."""
-    found = []
-    for pid in host.processes():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
+    proofs.assert_nothing_is_left(stage, NAMES)
 
 
 @pytest.mark.parametrize(("site", "word"), [("a", "console"), ("b", "peer")])
-def test_a_killed_end_of_the_mover_costs_no_point(stage: Stage, site: str, word: str) -> None:
+def test_a_killed_end_of_the_mover_costs_no_point_and_leaves_nothing(stage: Stage, site: str, word: str) -> None:
     host = stage.lab.sites[site]
-    wait_until(lambda: bool(processes_of(host, word)), f"a running {word}", timeout_s=60)
-    wait_until(
-        lambda: any(stage.row(n).cycle_started_at is not None for n in NAMES), "a cycle", timeout_s=60, every_s=0.01
-    )
-    for pid in processes_of(host, word):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    with proofs.sending(stage, "web"):
+        last = proofs.newest_files(stage, "web")
+        ends = [p.pid for p in proofs.processes(host) if word in p.words]
+        assert ends
+        for pid in ends:
+            kill(pid)
+        proofs.judged(stage.lab.sites["b"], last)
     next_points(stage, 2, timeout_s=150)
     assert_identical(stage)
+    proofs.assert_nothing_is_left(stage, NAMES)
 
 
 def test_a_killed_engine_leaves_nothing_that_the_next_one_cannot_mend(stage: Stage) -> None:
@@ -173,8 +266,7 @@ def test_a_killed_engine_leaves_nothing_that_the_next_one_cannot_mend(stage: Sta
     stage.compare_every_point()
     next_points(stage, 2, timeout_s=150)
     assert_identical(stage)
-    for name in NAMES:
-        assert stage.lab.sites["a"].virsh("domstate", name) == "running"
+    proofs.assert_nothing_is_left(stage, NAMES)
 
 
 def test_a_killed_qemu_means_compare_and_sends_only_what_differs(stage: Stage) -> None:
@@ -191,6 +283,7 @@ def test_a_killed_qemu_means_compare_and_sends_only_what_differs(stage: Stage) -
     assert compared
     assert compared[0].data_bytes < 512 << 20
     assert_identical(stage)
+    proofs.assert_nothing_is_left(stage, NAMES)
 
 
 def test_a_grown_disk_grows_at_the_target(stage: Stage) -> None:
@@ -210,7 +303,7 @@ def test_a_grown_disk_grows_at_the_target(stage: Stage) -> None:
 
 def test_an_idle_and_a_stopped_vm_stay_current_without_new_points(stage: Stage) -> None:
     a = stage.lab.sites["a"]
-    wait_until(lambda: agent_answers(stage), "the guest agent", timeout_s=60, every_s=0.5)
+    wait_until(lambda: agent_answers(stage.lab, "web"), "the guest agent", timeout_s=60, every_s=0.5)
     a.virsh("shutdown", "web", "--mode", "agent")
     wait_until(lambda: a.virsh("domstate", "web") == "shut off", "the guest's shutdown", timeout_s=60, every_s=0.2)
     stage.wait_for_point("web", (stage.row("web").last_seq or 0) + 1, timeout_s=120)
@@ -251,24 +344,36 @@ def test_a_damaged_manifest_deletes_nothing_and_is_rebuilt(stage: Stage) -> None
     assert_identical(stage)
 
 
-def test_emergency_failover_of_a_dark_site_boots_with_nothing_torn(stage: Stage) -> None:
-    """Last: it ends the stage. The power goes while cycles run; a fresh console that knows only B does it."""
-    lab = stage.lab
+def test_emergency_failover_in_the_middle_of_a_cycle_boots_with_nothing_torn(stage: Stage) -> None:
+    """Last: it ends the stage. The power goes while a cycle sends; a fresh console that knows only B does it."""
+    lab, b = stage.lab, stage.lab.sites["b"]
     next_points(stage)
+    proofs.begin_sending(stage, "db")
+    ahead_s = {name: guest_clock_ns(lab, name) / 1e9 - time.time() for name in NAMES}
     lab.kill_site("a")
+    views = {name: proofs.view(stage, name) for name in NAMES}
+    assert views["db"].incoming is not None  # half a point: nothing of it may be seen
     stage.close()
     (stage.home / "vapor.db").unlink()
     backend = stage.open()
-    [b] = stage.add_sites(["b"])
-    adopted = {p.vm_name: p.protection_id for p in backend.adopt_replicas(b.site_id)}
+    [site_b] = stage.add_sites(["b"])
+    adopted = {p.vm_name: p.protection_id for p in backend.adopt_replicas(site_b.site_id)}
     assert set(adopted) == set(NAMES)
     for name in NAMES:
         took_s = backend.failover(adopted[name], None, "proof: site a is dark")
         assert took_s < 3.0
-    for name in NAMES:
-        line = stage.wait_booted(name, "b")
-        assert " gaps=0 " in f"{line} "
-        assert " torn=0 " in f"{line} "
+    for name, seen in views.items():
+        point = seen.manifest.newest
+        assert point is not None
+        diary = proofs.judged(b, proofs.files_of(seen))
+        newest = diary.per_disk[0].newest
+        assert newest is not None
+        # Up to the point: the last record is of the instant in which it was taken.
+        assert -0.5 < point.taken_at.timestamp() - (newest.time_ns / 1e9 - ahead_s[name]) < 2.0
+        verdict = b.wait_boot(name)
+        assert (verdict.gaps, verdict.torn, verdict.disks) == (0, 0, len(point.files))
+        assert verdict.skew <= 1
+        assert verdict.last - verdict.skew == diary.last
         row = stage.row(name)
         assert row.protection.phase.value == "failed over"
         assert row.protection.epoch_number == 2

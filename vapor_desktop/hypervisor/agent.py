@@ -24,7 +24,11 @@ _BLOCK = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, a domain's default
 
 
 @contextmanager
-def _limited(dom: Any) -> Iterator[None]:
+def limited(dom: Any) -> Iterator[None]:
+    """In here no call of the agent waits longer than RESPONSE_S; ``freeze`` and ``thaw`` want it around them.
+
+    Not within them: setting it is a call of its own, and between freeze and thaw each one costs the guest.
+    """
     dom.agentSetResponseTimeout(RESPONSE_S, 0)
     try:
         yield
@@ -38,8 +42,7 @@ def _limited(dom: Any) -> Iterator[None]:
 def freeze(dom: Any) -> bool:
     """Freeze every file system; False when the agent did not, which is a fact about the point, not a failure."""
     try:
-        with _limited(dom):
-            return int(dom.fsFreeze()) > 0
+        return int(dom.fsFreeze()) > 0
     except libvirt.libvirtError as error:
         if not dom.connect().isAlive():
             raise
@@ -53,8 +56,7 @@ def thaw(dom: Any, *, quiet: bool = True) -> int | None:
     ``quiet``: a refusal is logged and None, not raised: the guest may be frozen still, or freeze later.
     """
     try:
-        with _limited(dom):
-            return int(dom.fsThaw())
+        return int(dom.fsThaw())
     except libvirt.libvirtError as error:
         if not quiet:
             raise

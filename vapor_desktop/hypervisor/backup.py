@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -13,7 +14,7 @@ from typing import Any
 import libvirt
 
 from vapor_desktop.hypervisor import backup_xml
-from vapor_desktop.hypervisor.agent import freeze, thaw
+from vapor_desktop.hypervisor.agent import freeze, limited, thaw
 from vapor_desktop.hypervisor.checkpoints import Checkpoints
 from vapor_desktop.hypervisor.errors import NO_DOMAIN_BACKUP, code_of
 from vapor_desktop.hypervisor.link import Link
@@ -128,18 +129,21 @@ class BackupJobs:
             moment_xml = backup_xml.checkpoint_xml(checkpoint, tracked, without=others) if checkpoint else None
             flags = PRESERVE_SHUTDOWN_DOMAIN if self._slow.version() >= PRESERVE_SINCE else 0
             asked = frozen and state == "running" and facts.agent_connected
-            asked_at = time.monotonic()
-            try:
-                if asked:
-                    hold.confirmed = False
-                    hold.frozen = freeze(dom)
-                begun_at = datetime.now(UTC)
-                dom.backupBegin(job_xml, moment_xml, flags)
-            finally:
-                if asked:  # also after a freeze that timed out: the guest may freeze later [facts/libvirt 5]
-                    hold.thawed = thaw(dom)
-                    hold.confirmed = hold.thawed is not None
-            frozen_s = time.monotonic() - asked_at if hold.frozen else 0.0
+            frozen_s = 0.0
+            with limited(dom) if asked else nullcontext():
+                asked_at = time.monotonic()
+                try:
+                    if asked:
+                        hold.confirmed = False
+                        hold.frozen = freeze(dom)
+                    begun_at = datetime.now(UTC)
+                    dom.backupBegin(job_xml, moment_xml, flags)
+                finally:
+                    if asked:  # also after a freeze that timed out: the guest may freeze later [facts/libvirt 5]
+                        hold.thawed = thaw(dom)
+                        hold.confirmed = hold.thawed is not None
+                if hold.frozen:
+                    frozen_s = time.monotonic() - asked_at
         return BackupJob(
             vm_uuid=vm_uuid,
             socket_path=path,
@@ -202,7 +206,10 @@ class BackupJobs:
             state = state_of(dom)[0]
             if state == "paused":
                 raise DomainBusy("The guest cannot be thawed while it is paused", fix="It is tried again by itself")
-            return state == "running" and bool(thaw(dom, quiet=False))
+            if state != "running":
+                return False
+            with limited(dom):
+                return bool(thaw(dom, quiet=False))
 
     def _forget_checkpoint(self, vm_uuid: str, checkpoint: str) -> None:
         """backupBegin can fail after it made the checkpoint [facts/libvirt 0.5]."""
