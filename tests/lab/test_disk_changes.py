@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 
+import proofs
 import pytest
 
 from vapor_desktop.engine.cycle import Outcome
@@ -19,6 +20,7 @@ from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import LabFailed, wait_until
 from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointEntry
+from vapor_desktop.model.policy import Quiesce
 from vapor_desktop.model.wire import ReplicaView
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -218,6 +220,33 @@ def test_a_vm_that_was_renamed_while_off_is_followed_by_its_uuid(subject: Subjec
     assert point.vm_name == RENAMED
     assert subject.modes(point) == {"vda": DiskMode.DELTA, "vdb": DiskMode.DELTA}
     assert len(subject.host.virsh("checkpoint-list", RENAMED, "--name").split()) == 1
+
+
+def test_an_idle_vm_stays_current_without_new_points(subject: Subject) -> None:
+    """Running, and nothing writes: the empty bitmap proves it, and nothing is sent or made."""
+    before = proofs.set_policy(subject.stage, subject.name, quiesce=Quiesce.NEVER)  # a freeze is a write
+    subject.host.set_rates(subject.name, rate=0, scratch=0, zero=0, discard=0)
+    try:
+        wait_until(lambda: subject.cycle().unchanged, "the guest's last write-back", timeout_s=60, every_s=0.5)
+        known = subject.newest
+        files = subject.view.files_in_chain
+        for _ in range(2):
+            outcome = subject.cycle()
+            assert outcome.unchanged
+            assert outcome.result is not None
+            assert outcome.result.data_bytes == 0
+            assert subject.newest.seq == known.seq
+            assert subject.newest.taken_at == known.taken_at
+            assert subject.newest.current_as_of > known.current_as_of
+            assert subject.newest.checkpoint == known.checkpoint
+            assert subject.view.files_in_chain == files
+            known = subject.newest
+        assert subject.host.virsh("domstate", subject.name) == "running"
+    finally:
+        proofs.set_policy(subject.stage, subject.name, quiesce=before.quiesce)
+        subject.host.set_rates(subject.name, rate=10, scratch=4)
+    subject.guest_writes("/dev/vdb", 50)
+    assert set(subject.modes(subject.point()).values()) == {DiskMode.DELTA}
 
 
 def test_a_removed_disk_leaves_the_points_and_a_raw_one_is_compared_each_cycle(subject: Subject) -> None:

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import proofs
 import pytest
 
-from vapor_desktop.engine import records
 from vapor_desktop.engine.cycle import Outcome
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.guests import GuestSpec
@@ -23,10 +23,10 @@ from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.errors import Conflict, VaporError
-from vapor_desktop.model.wire import ReplicaView
+from vapor_desktop.model.wire import Progress, ReplicaView
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
-PLAIN, CRASHED, OFF, SEEDED = "plain", "crashed", "stopped", "seeded"
+PLAIN, CUT, CRASHED, OFF, SEEDED = "plain", "cut", "crashed", "stopped", "seeded"
 JOBS_AT_LEAST = 3
 JOB_S = 10
 
@@ -49,7 +49,7 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
 class Job:
     """A guest of its own and the cycles of its protection, one at a time."""
 
-    def __init__(self, stage: Stage, name: str, disk_count: int = 1) -> None:
+    def __init__(self, stage: Stage, name: str, disk_count: int = 1, *, job_s: int = JOB_S) -> None:
         self.stage, self.name = stage, name
         guests.add(stage.lab.sites["a"], GuestSpec(name, disk_count=disk_count), stage.lab.cache)
         guests.wait_for(stage.lab.sites["a"], name, "VAPOR-DIARY ", timeout_s=120)
@@ -62,12 +62,7 @@ class Job:
             stage.lab.sites["a"].path(file).stat().st_blocks * 512 for file in stage.lab.sites["a"].disks_of(name)
         )
         # Compression halves what travels at the most: three jobs at least, seven at the most.
-        policy = {"job_longest_s": JOB_S, "bandwidth_bytes_s": max(allocated // 64, 65536)}
-        records.update(
-            self.engine.repository,
-            self.pid,
-            lambda p: p.model_copy(update={"policy": p.policy.model_copy(update=policy)}),
-        )
+        proofs.set_policy(stage, name, job_longest_s=job_s, bandwidth_bytes_s=max(allocated // 64, 65536))
         self.most_checkpoints = 0
 
     @property
@@ -79,15 +74,24 @@ class Job:
         p = self.stage.row(self.name).protection
         return self.engine.gateway.api(self.stage.backend._site(p.target_site)).replica(self.uuid)
 
-    def run(self) -> Outcome:
-        """One job, its checkpoints counted meanwhile."""
+    def attempt(self, meanwhile: Callable[[], None]) -> Outcome | None:
+        """One job; None when it failed. ``meanwhile`` is called all the time."""
         found: list[Outcome | None] = []
         worker = threading.Thread(target=lambda: found.append(self.engine.worker.run(self.pid)))
         worker.start()
         while worker.is_alive():
-            self.most_checkpoints = max(self.most_checkpoints, len(self.checkpoints))
+            meanwhile()
             worker.join(timeout=0.5)
         [outcome] = found
+        return outcome
+
+    def run(self) -> Outcome:
+        """One job, its checkpoints counted meanwhile."""
+
+        def count() -> None:
+            self.most_checkpoints = max(self.most_checkpoints, len(self.checkpoints))
+
+        outcome = self.attempt(count)
         assert outcome is not None, self.stage.row(self.name).protection.last_error
         return outcome
 
@@ -153,6 +157,36 @@ def test_several_jobs_under_writes_end_in_one_identical_bootable_point(stage: St
     later = job.run()
     assert later.mode == "delta"
     job.assert_compared({"vda", "vdb"})
+    job.assert_boots()
+
+
+def test_a_link_cut_in_the_middle_of_a_full_copy_costs_only_what_was_under_way(stage: Stage) -> None:
+    job = Job(stage, CUT, job_s=600)
+    seen: list[Progress] = []
+
+    def cut_in_the_middle() -> None:
+        progress = job.engine.worker.progress(job.pid)
+        if not seen and progress is not None and progress.done_bytes > 0.4 * progress.total_bytes:
+            assert progress.done_bytes < 0.8 * progress.total_bytes
+            stage.lab.cut_link()
+            seen.append(progress)
+
+    try:
+        assert job.attempt(cut_in_the_middle) is None
+        [cut_at] = seen
+        assert stage.row(CUT).protection.last_error_code == "TRANSFER-INTERRUPTED"
+        job.assert_nothing_is_offered()
+    finally:
+        stage.lab.mend_link()
+    assert sum(job.view.incoming.received_bytes.values() if job.view.incoming else ()) > 0
+    proofs.set_policy(stage, CUT, bandwidth_bytes_s=None)
+    done = job.run()
+    assert done.seq is not None
+    assert done.mode == "full"
+    assert done.result is not None
+    assert 0 < done.result.data_bytes < 0.75 * cut_at.total_bytes  # what had arrived did not travel again
+    job.assert_compared({"vda"})
+    proofs.assert_nothing_is_left(stage, [CUT])
     job.assert_boots()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 
+import proofs
 import pytest
 
 from vapor_desktop.engine import cycle
-from vapor_desktop.lab import guests
+from vapor_desktop.lab import disks, guests
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
@@ -17,8 +19,10 @@ from vapor_desktop.model.errors import StaleLease
 from vapor_desktop.model.wire import CurrentAsOf, LeaseRequest, WriteGrant
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(420)]
-ROOT = "/var/lib/libvirt/images/vapor"
+ROOT = proofs.REPLICAS
 NAME = "small"
+NEWEST, POINTS = 3, 40
+DD = ["dd", "if=/dev/urandom", "bs=1", "count=16", "conv=notrunc"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
         made.open()
         try:
             site_a, site_b = made.pair()
-            made.protect(site_a, site_b, [NAME], rpo_target_s=10, newest=3)
+            made.protect(site_a, site_b, [NAME], rpo_target_s=10, newest=NEWEST)
             made.wait_for_point(NAME, 2)
             yield made
         finally:
@@ -60,6 +64,12 @@ def restart_service(lab: Lab) -> None:
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda p=pid: p not in b.processes(), f"the end of {name}", timeout_s=20)  # type: ignore[misc]
     b.start_site_service()
+
+
+def compares(stage: Stage) -> int:
+    """How many points were made by comparing."""
+    done = stage.backend.cycles(stage.row(NAME).key, 500)
+    return sum(c.mode == "compare" and c.outcome == "point" for c in done)
 
 
 def replica_paths(stage: Stage) -> list[str]:
@@ -106,17 +116,8 @@ def test_a_flipped_byte_is_found_by_the_scrub_and_repaired(stage: Stage, monkeyp
     # A block of the oldest file that no newer one hides: the newest point reads it through its chain.
     deepest = max(e["depth"] for e in found if e["data"])
     spot = next(e for e in found if e["data"] and e["depth"] == deepest and e["length"] >= 65536)
-    b.exec(
-        [
-            "dd",
-            "if=/dev/urandom",
-            f"of={paths[-1]}",
-            "bs=1",
-            f"seek={spot['offset'] + 4096}",
-            "count=16",
-            "conv=notrunc",
-        ]
-    )
+    compared = compares(stage)
+    b.exec([*DD, f"of={paths[-1]}", f"seek={spot['offset'] + 4096}"])
     monkeypatch.setattr(cycle, "SCRUB_LEAST_BYTES", 8 << 30)
     monkeypatch.setattr(cycle, "SCRUB_MOST_BYTES", 8 << 30)
     stage.backend.resume(row.key)
@@ -126,43 +127,95 @@ def test_a_flipped_byte_is_found_by_the_scrub_and_repaired(stage: Stage, monkeyp
 
     wait_until(told, "the scrub's finding", timeout_s=120, every_s=0.2)
     monkeypatch.undo()
-    wait_until(
-        lambda: any(c.mode == "compare" and c.outcome == "point" for c in stage.backend.cycles(row.key, 10)),
-        "the comparing cycle",
-        timeout_s=120,
-        every_s=0.2,
-    )
-    assert_newest_is_the_source(stage)
+    wait_until(lambda: compares(stage) > compared, "the comparing cycle", timeout_s=120, every_s=0.2)
+    with stopped(stage):
+        assert_newest_is_the_source(stage)
 
 
-def assert_newest_is_the_source(stage: Stage) -> None:
-    """Stop the guest: then its disk stands still and the next point must be it, bit for bit."""
-    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+@contextlib.contextmanager
+def stopped(stage: Stage) -> Iterator[None]:
+    """The guest is off in here, and the newest point is of its disk as it stands."""
+    a, row = stage.lab.sites["a"], stage.row(NAME)
     a.virsh("shutdown", NAME, "--mode", "agent")
     wait_until(lambda: a.virsh("domstate", NAME) == "shut off", "the shutdown", timeout_s=60, every_s=0.2)
-    row = stage.row(NAME)
-
-    def settled() -> bool:
-        last = stage.backend.cycles(row.key, 1)
-        return bool(last) and last[0].outcome == "unchanged"
-
-    wait_until(settled, "a cycle with nothing to send", timeout_s=120, every_s=0.2)
-    raw = "/var/lib/libvirt/images/.compare.raw"
-    b.exec(["qemu-img", "convert", "-U", "-O", "raw", replica_paths(stage)[0], b_raw := raw])
-    outside = b.path(b_raw)
-    source = a.path(guests.disk_files(a, NAME)[0])
-    try:
-        import subprocess
-
-        done = subprocess.run(
-            ["qemu-img", "compare", "-U", "-f", "raw", "-F", "qcow2", outside, source], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    finally:
-        outside.unlink()
+    wait_until(lambda: last_outcome(stage) == "unchanged", "a cycle with nothing to send", timeout_s=120, every_s=0.2)
+    assert stage.row(NAME).key == row.key
+    yield
     said = len(guests.serial(a, NAME))
     a.virsh("start", NAME)
     guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90, after=said)
+
+
+def last_outcome(stage: Stage) -> str | None:
+    last = stage.backend.cycles(stage.row(NAME).key, 1)
+    return last[0].outcome if last else None
+
+
+def assert_newest_is_the_source(stage: Stage) -> None:
+    """While it is off, its disk stands still and the newest point must be it, bit for bit."""
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    proofs.assert_same_disk(a.path(guests.disk_files(a, NAME)[0]), b, replica_paths(stage)[0])
+
+
+def test_a_dd_into_the_disk_of_a_vm_that_is_off_is_found_and_repaired(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bitmap knows of it: only reading the disk again does."""
+    a = stage.lab.sites["a"]
+    [image] = guests.disk_files(a, NAME)
+    with stopped(stage):
+        mapped = json.loads(a.exec(["qemu-img", "map", "-U", "--output=json", image]).stdout)
+        spot = next(e for e in mapped if e["data"] and e["start"] >= disks.SCRATCH_START and e["length"] >= 65536)
+        before = {e.at for e in stage.backend.events(stage.row(NAME).key) if e.kind == "scrub-mismatch"}
+        compared = compares(stage)
+        a.exec([*DD, f"of={image}", f"seek={spot['offset'] + 4096}"])
+        monkeypatch.setattr(cycle, "SCRUB_LEAST_BYTES", 8 << 30)
+        monkeypatch.setattr(cycle, "SCRUB_MOST_BYTES", 8 << 30)
+
+        def told() -> bool:
+            found = [e for e in stage.backend.events(stage.row(NAME).key) if e.kind == "scrub-mismatch"]
+            return any(e.at not in before and "source" in e.text for e in found)
+
+        wait_until(told, "the scrub's finding", timeout_s=120, every_s=0.2)
+        monkeypatch.undo()
+        wait_until(lambda: compares(stage) > compared, "the comparing cycle", timeout_s=120, every_s=0.2)
+        assert_newest_is_the_source(stage)
+        last = stage.backend.cycles(stage.row(NAME).key, 5)
+        assert next(c for c in last if c.mode == "compare").data_bytes <= 65536  # only what differs
+
+
+def test_forty_points_with_merges_leave_a_stopped_drill_as_it_was(stage: Stage) -> None:
+    """Nothing but its own file tells of the drill: no pin, no lock, and it lies outside of the replica."""
+    b, key = stage.lab.sites["b"], stage.row(NAME).key
+    hung = proofs.view(stage, NAME).manifest.newest
+    assert hung is not None
+    deepest = 0
+    with proofs.booted_copy(b, "drill", proofs.newest_files(stage, NAME)) as line:
+        proofs.assert_sound(line)
+        [overlay] = guests.disk_files(b, "drill")
+        before = proofs.sha256_of_disk(b, overlay)
+        for _ in range(POINTS):
+            made = stage.row(NAME).last_seq or 0
+            stage.backend.sync_now(key, wait=True)
+            deepest = max(deepest, proofs.view(stage, NAME).files_in_chain)
+            assert (stage.row(NAME).last_seq or 0) > made
+        assert proofs.sha256_of_disk(b, overlay) == before
+        b.exec(["qemu-img", "check", "-q", overlay])
+        with proofs.quiet(stage):
+            manifest = proofs.view(stage, NAME).manifest
+            assert manifest.entry(hung.seq) is not None  # what the drill stands on is a point still
+            assert manifest.next_seq > hung.seq + POINTS
+            # The newest three, the drill's, and the one below it, which cannot take its file in.
+            assert len(manifest.points) <= NEWEST + 2
+            assert proofs.view(stage, NAME).files_in_chain <= NEWEST + 2
+            proofs.judged(b, proofs.newest_files(stage, NAME))
+    assert deepest <= NEWEST + 4
+    failed = [c for c in stage.backend.cycles(key, POINTS) if c.outcome == "failed"]
+    assert failed == []
+    with proofs.quiet(stage):
+        stage.backend.sync_now(key, wait=True)
+        wait_until(lambda: not proofs.running(stage), "the retention after it", timeout_s=60)
+        assert len(proofs.view(stage, NAME).manifest.points) == NEWEST  # the drill is gone: so is what it held
 
 
 def test_a_full_target_keeps_the_last_point_and_says_so(stage: Stage) -> None:
