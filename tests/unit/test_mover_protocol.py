@@ -7,8 +7,10 @@ import socket
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ from vapor_desktop.model.extents import BLOCK_BYTES, Extent, align, normalise, s
 from vapor_desktop.site.mover import protocol
 from vapor_desktop.site.mover.blockmap import BlockMap
 from vapor_desktop.site.mover.channel import FrameReader, FrameWriter
-from vapor_desktop.site.mover.compressor import Compressor, Judge
+from vapor_desktop.site.mover.compressor import CHEAP_LEVEL, LEVEL, PROBE_EVERY, Compressor, Judge
 from vapor_desktop.site.mover.digests import DIGEST_BYTES, block_digests, differing, split_zero, zero_digests
 from vapor_desktop.site.mover.protocol import CHUNK_BYTES, FLAG_ZSTD, HEADER_BYTES, Kind
 from vapor_desktop.site.mover.throttle import Throttle
@@ -131,6 +133,31 @@ def test_compression_turns_itself_off_and_looks_again() -> None:
     tried = [squeeze(text) is not None for _ in range(40)]
     assert tried.index(True) == 31  # off, until it probes
     assert all(tried[32:])  # and on again
+
+
+def test_the_cheap_level_is_taken_only_where_it_costs_no_bytes() -> None:
+    def level_after(data: bytes) -> tuple[int, ...]:
+        judge = Judge()
+        packed = Compressor(judge).squeeze(memoryview(data))
+        assert packed is not None
+        assert zstandard.decompress(packed) == data
+        return judge.levels()
+
+    library = Path(os.__file__).parent
+    program = b"".join(p.read_bytes() for p in sorted(library.glob("*.py")))[:CHUNK_BYTES]
+    holes = b"".join(os.urandom(BLOCK_BYTES // 2) + bytes(BLOCK_BYTES // 2) for _ in range(16))
+    assert level_after(program) == (LEVEL,)
+    assert level_after(holes) == (CHEAP_LEVEL,)
+
+
+def test_what_level_is_cheap_is_asked_again() -> None:
+    judge = Judge()
+    judge.levels()
+    judge.weighed(100, 100)
+    levels = [judge.levels() for _ in range(PROBE_EVERY + 1)]
+    assert levels == [(CHEAP_LEVEL,)] * PROBE_EVERY + [(LEVEL, CHEAP_LEVEL)]
+    judge.weighed(100, 110)
+    assert judge.levels() == (LEVEL,)
 
 
 def test_the_throttle_holds_its_rate_and_lets_go_on_stop() -> None:

@@ -45,6 +45,37 @@ class Target:
     skip_zero: bool
 
 
+class Unpacker:
+    """One thread's zstd, into a buffer that is used again and again: a fresh one per frame costs page faults."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdDecompressor()
+        self._buffer: memoryview | None = None
+
+    def content(self, header: Header, payload: memoryview) -> memoryview:
+        """What a DATA frame carries; valid until the next call. Raises FrameCorrupt."""
+        if not header.flags & FLAG_ZSTD:
+            if len(payload) != header.length:
+                raise FrameCorrupt("A frame has another size than it says", offset=header.offset)
+            return payload
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        try:
+            # The size is the sender's word: look before believing it.
+            if zstandard.frame_content_size(payload) != header.length or header.length > CHUNK_BYTES:
+                raise FrameCorrupt("A compressed frame has another size than it says", offset=header.offset)
+            content = self._buffer[: header.length]
+            with self._zstd.stream_reader(payload) as reader:
+                at = 0
+                while at < header.length and (n := reader.readinto(content[at:])):
+                    at += n
+        except zstandard.ZstdError as error:
+            raise FrameCorrupt("A frame does not decompress", why=str(error), offset=header.offset) from error
+        if at < header.length:
+            raise FrameCorrupt("A frame does not decompress", why="it is cut off", offset=header.offset)
+        return content
+
+
 class Intake:
     """Workers of one transfer. ``target(disk)`` opens a disk's export the first time it is asked for."""
 
@@ -95,15 +126,16 @@ class Intake:
             return done
 
     def close(self) -> None:
-        """Finish what is queued, close every connection, end the threads."""
+        """Finish what is queued, close every connection, end the threads, let go of the buffers."""
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
             thread.join()
         self._threads = []
+        self._buffers = queue.SimpleQueue()  # the transfer that holds us is freed by the collector alone, much later
 
     def _run(self) -> None:
-        unpack = zstandard.ZstdDecompressor()
+        unpack = Unpacker()
         links: dict[int, tuple[Any, Target]] = {}
         while (item := self._work.get()) is not None:
             header, meta, payload = item
@@ -126,7 +158,7 @@ class Intake:
     def _one(
         self,
         links: dict[int, tuple[Any, Target]],
-        unpack: zstandard.ZstdDecompressor,
+        unpack: Unpacker,
         header: Header,
         meta: bytes,
         payload: bytearray | None,
@@ -143,7 +175,7 @@ class Intake:
             return [Done(header.disk, whole, None, written=False)]
         if payload is None:
             raise FrameCorrupt("A DATA frame came without data", offset=header.offset)
-        data = _unpack(unpack, header, memoryview(payload)[: header.payload_bytes])
+        data = unpack.content(header, memoryview(payload)[: header.payload_bytes])
         if block_digests(data) != meta:
             raise FrameCorrupt("A block does not match its digest", disk=header.disk, offset=header.offset)
         for part, is_zero in split_zero(meta, header.length):
@@ -157,20 +189,6 @@ class Intake:
 def _zero(handle: Any, target: Target, extent: Extent) -> None:
     if not target.skip_zero:
         handle.zero(extent.length, extent.offset)
-
-
-def _unpack(unpack: zstandard.ZstdDecompressor, header: Header, payload: memoryview) -> memoryview:
-    if header.flags & FLAG_ZSTD:
-        try:
-            # The size is the sender's word: look before allocating.
-            if zstandard.frame_content_size(payload) != header.length or header.length > CHUNK_BYTES:
-                raise FrameCorrupt("A compressed frame has another size than it says", offset=header.offset)
-            return memoryview(unpack.decompress(payload))
-        except zstandard.ZstdError as error:
-            raise FrameCorrupt("A frame does not decompress", why=str(error), offset=header.offset) from error
-    if len(payload) != header.length:
-        raise FrameCorrupt("A frame has another size than it says", offset=header.offset)
-    return payload
 
 
 def _translate(error: Exception) -> VaporError:

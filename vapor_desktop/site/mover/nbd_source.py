@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbd
 
@@ -156,14 +156,47 @@ def status(handle: Any, context: str, within: Extent) -> Iterator[tuple[Extent, 
             at += length
 
 
+class _Slot:
+    """A chunk's buffer, and libnbd's views of its parts, made once.
+
+    libnbd 1.14 never lets go of what ``aio_pread`` was given (tried: one reference more per read). So buffers
+    and views outlive the connections, or a mover would lose 4 MiB with every transfer.
+    """
+
+    _spare: ClassVar[list[_Slot]] = []
+    _lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self.content = memoryview(bytearray(CHUNK_BYTES))
+        self._views: dict[Extent, Any] = {}
+
+    def view(self, part: Extent) -> Any:
+        """libnbd's buffer for a part of the chunk."""
+        if part not in self._views:
+            self._views[part] = nbd.Buffer.from_buffer(self.content[part.offset : part.end])
+        return self._views[part]
+
+    @classmethod
+    def take(cls) -> _Slot:
+        """One that nobody uses."""
+        with cls._lock:
+            return cls._spare.pop() if cls._spare else cls()
+
+    def give_back(self) -> None:
+        """Nothing is read into it any more."""
+        with self._lock:
+            self._spare.append(self)
+
+
 class ReadRing:
-    """One connection with ``depth`` reads in flight into buffers of its own, which are used again and again."""
+    """One connection with ``depth`` reads in flight into buffers that are used again and again."""
 
     def __init__(self, handle: Any, depth: int, stop: threading.Event) -> None:
         self._handle = handle
         self._stop = stop
-        self._free = [bytearray(CHUNK_BYTES) for _ in range(depth)]
-        self._flying: deque[tuple[list[int], bytearray, Extent, Any]] = deque()
+        self._slots = [_Slot.take() for _ in range(depth)]
+        self._free = list(self._slots)
+        self._flying: deque[tuple[list[int], _Slot, Extent, Any]] = deque()
 
     def read(
         self, next_work: Callable[[], tuple[Extent, bool, Any] | None]
@@ -185,21 +218,20 @@ class ReadRing:
                 else:
                     self._start(extent, tag)
             if self._flying:
-                cookies, buffer, extent, tag = self._flying.popleft()
+                cookies, slot, extent, tag = self._flying[0]
                 for cookie in cookies:
                     self._finish(cookie)
-                yield extent, memoryview(buffer)[: extent.length], tag
-                self._free.append(buffer)
+                self._flying.popleft()
+                yield extent, slot.content[: extent.length], tag
+                self._free.append(slot)
 
     def _start(self, extent: Extent, tag: Any) -> None:
-        buffer = self._free.pop()
-        view = memoryview(buffer)
+        slot = self._free.pop()
         cookies: list[int] = []
-        self._flying.append((cookies, buffer, extent, tag))
+        self._flying.append((cookies, slot, extent, tag))
         try:
             for part in chunks([Extent(0, extent.length)], REQUEST_BYTES):
-                target = nbd.Buffer.from_buffer(view[part.offset : part.end])
-                cookies.append(self._handle.aio_pread(target, extent.offset + part.offset))
+                cookies.append(self._handle.aio_pread(slot.view(part), extent.offset + part.offset))
         except nbd.Error as error:
             raise translate(error, "The export does not take a read") from error
 
@@ -225,3 +257,7 @@ class ReadRing:
                     break
         self._flying.clear()
         disconnect(self._handle)
+        if not self._handle.aio_in_flight():  # else they are lost: a late reply must not write into another's chunk
+            for slot in self._slots:
+                slot.give_back()
+            self._slots.clear()

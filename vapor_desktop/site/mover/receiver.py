@@ -19,7 +19,7 @@ from vapor_desktop.model.errors import (
     VaporError,
 )
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent, normalise
-from vapor_desktop.model.manifest import Manifest, PointDisk
+from vapor_desktop.model.manifest import DiskMode, Manifest, PointDisk
 from vapor_desktop.site.mover import nbd_source, tables
 from vapor_desktop.site.mover.intake import Done, Intake, Target
 from vapor_desktop.site.mover.joins import Door, serve_joined
@@ -293,7 +293,9 @@ class Reception:
     def _target(self, disk: int) -> Target:
         with self._exports_lock:
             if disk not in self._exports:
-                export = self._daemon.add(self._incoming.path(self._disk(disk).target))
+                asked = self._disk(disk)
+                # Deltas are small and scattered: there the page cache is what makes a slow disk bearable.
+                export = self._daemon.add(self._incoming.path(asked.target), bulk=asked.mode is DiskMode.FULL)
                 self._exports[disk] = Target(str(self._daemon.socket_path), export, skip_zero=False)
                 if not self._incoming.resumed and not self._daemon.has_backing(export):
                     self._exports[disk] = Target(str(self._daemon.socket_path), export, skip_zero=True)
