@@ -14,7 +14,7 @@ import pytest
 
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.keyring_session import KeyringSession
-from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.lab import Lab, Site
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage, remove_guests
 
@@ -43,6 +43,13 @@ def events(lab: Lab, what: str) -> list[str]:
     path = lab.sites["a"].path("/var/lib/vapor/guardian-events.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [item["why"] for item in lines if item["what"] == what]
+
+
+def doctor(site: Site) -> dict[str, Any]:
+    """Its line about the start guard; the doctor tries the hook anew."""
+    done = site.exec(["vapor-site", "doctor", "--json"], user="vapor", check=False)
+    assert done.stdout, f"exit code {done.returncode}: {done.stderr}"
+    return dict(next(check for check in json.loads(done.stdout) if check["name"] == "start guard"))
 
 
 def refused(lab: Lab, vm: str) -> str:
@@ -90,8 +97,7 @@ def record_there(lab: Lab, vm: str) -> bool:
 
 def test_the_hook_is_proven_by_a_refused_vm(guarded: Lab) -> None:
     for site in guarded.sites.values():
-        said = json.loads(site.exec(["vapor-site", "doctor", "--json"], user="vapor", check=False).stdout)
-        line = next(check for check in said if check["name"] == "start guard")
+        line = doctor(site)
         assert line["ok"], line
         assert site.virsh("list", "--all", "--name").count("proof") == 0
     assert [row["start_guard"] for row in ctl("site", "list")] == [True, True]
@@ -109,18 +115,12 @@ def test_a_hook_that_libvirt_was_not_told_of_is_off(guarded: Lab) -> None:
     b.start_libvirt()
     hook.write_bytes(content)
     hook.chmod(0o755)
-    said = json.loads(b.exec(["vapor-site", "doctor", "--json"], user="vapor", check=False).stdout)
-    line = next(check for check in said if check["name"] == "start guard")
+    line = doctor(b)
     assert not line["ok"], line
     assert "reload" in line["fix"]
     assert b.virsh("list", "--all", "--name").count("proof") == 0
     os.kill(b.pid_of("libvirtd"), signal.SIGHUP)  # what `systemctl reload` sends
-
-    def proven() -> bool:
-        told = json.loads(b.exec(["vapor-site", "doctor", "--json"], user="vapor", check=False).stdout)
-        return bool(next(check for check in told if check["name"] == "start guard")["ok"])
-
-    wait_until(proven, "the proof after the reload", timeout_s=20)
+    wait_until(lambda: bool(doctor(b)["ok"]), "the proof after the reload", timeout_s=20)
 
 
 def test_after_a_plain_reboot_autostart_comes_when_the_peer_said_yours(guarded: Lab) -> None:
