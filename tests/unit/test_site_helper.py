@@ -171,3 +171,9 @@ def test_rubbish_gets_an_error_not_a_crash(client: HelperClient, settings: SiteS
         link.sendall(b"not json\n")
         assert b"INVALID-REQUEST" in link.makefile("rb").readline()
     assert client.ping()
+
+
+def test_a_helper_that_hangs_is_one_that_does_not_answer(tmp_path: Path) -> None:
+    listener = listen_at(tmp_path / "helper.sock", os.geteuid(), os.getegid())
+    with listener:
+        assert not HelperClient(tmp_path / "helper.sock", timeout_s=0.2).ping()

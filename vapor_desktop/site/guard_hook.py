@@ -147,6 +147,8 @@ def prove_or_tell(settings: SiteSettings, hypervisor: ProvingHypervisor) -> str 
     """``prove`` for callers that only report: why nothing could be proven, None when it was tried."""
     try:
         prove(settings, hypervisor)
+    except OSError as error:  # the state directory is full, or not this account's
+        return f"{error.filename}: {error.strerror}"
     except VaporError as error:
         detail = error.why if isinstance(error, HypervisorFailed) else ""
         return f"{error.what}: {detail}" if detail else str(error)

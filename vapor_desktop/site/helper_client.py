@@ -28,10 +28,10 @@ class HelperClient:
         self._timeout_s = timeout_s
 
     def ping(self) -> bool:
-        """True when the helper answers; False when it does not run."""
+        """True when the helper answers; False when it does not run, or not in time."""
         try:
             self._ask("ping")
-        except NotAllowed:
+        except (NotAllowed, OSError):
             return False
         return True
 
