@@ -14,6 +14,7 @@ from PySide6.QtWidgets import QAbstractButton, QComboBox, QLineEdit, QMessageBox
 from vapor_desktop.gui.main_window import MainWindow
 from vapor_desktop.gui.protection_columns import Chip
 from vapor_desktop.gui.theme import Scheme
+from vapor_desktop.gui.words import UNKNOWN
 from vapor_desktop.model.errors import KeyringLocked, LeaseHeld
 from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import Banner, Task
@@ -269,6 +270,24 @@ def test_old_data_is_said_and_engine_none(console) -> None:  # type: ignore[no-u
     assert "nothing is replicated" in window.status_line.engine.text()
     window.go(2)
     assert window.sites.model.index(0, 1).data() == "not tried yet"
+
+
+def test_a_start_guard_that_was_not_proven_is_off(console) -> None:  # type: ignore[no-untyped-def]
+    sites = tuple(
+        site_status(f"site-{name}", guard_proven=word) for name, word in zip("abc", (True, False, None), strict=True)
+    )
+    console.backend.shot = world(datetime.now(UTC), sites=sites)
+    window = console.shown()
+    window.go(2)
+    model, table = window.sites.model, window.sites.table
+    titles = [model.headerData(n, Qt.Orientation.Horizontal) for n in range(model.columnCount())]
+    column = titles.index("Start guard")
+    console.until(lambda: model.rowCount() == 3)
+    shown = {model.index(n, 0).data(): model.index(n, column).data() for n in range(3)}
+    assert shown == {"site-a": "proven", "site-b": "off", "site-c": UNKNOWN}
+    for name, told in (("site-a", False), ("site-b", True)):
+        table.selectRow(next(n for n in range(3) if table.model().index(n, 0).data() == name))
+        assert ("guard install" in window.sites.about.text()) is told
 
 
 def test_first_run_shows_cards(console) -> None:  # type: ignore[no-untyped-def]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,26 +100,6 @@ def test_the_hook_is_proven_by_a_refused_vm(guarded: Lab) -> None:
         assert line["ok"], line
         assert site.virsh("list", "--all", "--name").count("proof") == 0
     assert [row["start_guard"] for row in ctl("site", "list")] == [True, True]
-
-
-def test_a_hook_that_libvirt_was_not_told_of_is_off(guarded: Lab) -> None:
-    """Taken away and put back under a running libvirtd that never saw it: the file alone proves nothing."""
-    b = guarded.sites["b"]
-    hook = b.path("/etc/libvirt/hooks/qemu.d/vapor")
-    content = hook.read_bytes()
-    hook.unlink()
-    old = b.pid_of("libvirtd")
-    os.kill(old, signal.SIGTERM)
-    wait_until(lambda: old not in b.processes(), "the end of libvirtd", timeout_s=20)
-    b.start_libvirt()
-    hook.write_bytes(content)
-    hook.chmod(0o755)
-    line = doctor(b)
-    assert not line["ok"], line
-    assert "reload" in line["fix"]
-    assert b.virsh("list", "--all", "--name").count("proof") == 0
-    os.kill(b.pid_of("libvirtd"), signal.SIGHUP)  # what `systemctl reload` sends
-    wait_until(lambda: bool(doctor(b)["ok"]), "the proof after the reload", timeout_s=20)
 
 
 def test_after_a_plain_reboot_autostart_comes_when_the_peer_said_yours(guarded: Lab) -> None:
