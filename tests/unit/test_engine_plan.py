@@ -98,6 +98,15 @@ def test_lost_bitmap_means_compare_never_a_blind_full() -> None:
     assert p.disks[0].why == "bitmap lost"
 
 
+def test_after_a_scrubs_finding_no_bitmap_is_trusted_whichever_engine_plans() -> None:
+    tainted = point().model_copy(update={"verified": False})
+    p = plan(manifest(tainted), domain(disk("vda"), disk("vdb", fmt="raw")))
+    assert [d.mode for d in p.disks] == [DiskMode.COMPARE, DiskMode.FULL]
+    assert p.disks[0].why == "the scrub found a difference"
+    repaired = plan(manifest(tainted, point(5)), domain())
+    assert repaired.disks[0].mode is DiskMode.DELTA
+
+
 def test_an_added_disk_is_full_and_the_others_stay_delta() -> None:
     p = plan(manifest(point()), domain(disk("vda"), disk("vdb")))
     assert [d.mode for d in p.disks] == [DiskMode.DELTA, DiskMode.FULL]

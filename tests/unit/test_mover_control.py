@@ -168,8 +168,10 @@ def test_a_stopped_vm_with_its_varstore_and_its_bitmap(rig: Rig, mover: Mover, v
     with export(vda.path) as socket:
         assert rig.identical(done.seq, "vda", socket)
 
-    stale = {"path": path, "name": BITMAP, "expect_mtime_ns": info["mtime_ns"] - 1}
-    assert mover.answer(mover.ask("clear-bitmap", stale)) == {"cleared": False}
-    fresh = {**stale, "expect_mtime_ns": info["mtime_ns"]}
-    assert mover.answer(mover.ask("clear-bitmap", fresh)) == {"cleared": True}
+    stale = {"path": path, "name": BITMAP, "expect_stamp": info["stamp"] + "0"}
+    assert mover.answer(mover.ask("clear-bitmap", stale))["cleared"] is False
+    fresh = {**stale, "expect_stamp": info["stamp"]}
+    cleared = mover.answer(mover.ask("clear-bitmap", fresh))
+    assert cleared["cleared"] is True
+    assert cleared["stamp"] == mover.answer(mover.ask("image-info", {"path": path}))["stamp"] != info["stamp"]
     assert mover.transfer(rig.transfer([delta], checkpoint=BITMAP, skip_if_empty=True)).empty

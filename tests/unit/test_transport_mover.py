@@ -13,7 +13,7 @@ from memory_secrets import MemorySecrets
 from sshd_server import RECORD, Sshd, sshd
 from tls_server import make_certificate
 
-from vapor_desktop.engine.ports import Hypervisor, ImageInfo, Mover, SiteGateway
+from vapor_desktop.engine.ports import Cleared, Hypervisor, ImageInfo, Mover, SiteGateway
 from vapor_desktop.model.errors import (
     ApiVersionMismatch,
     HostKeyChanged,
@@ -79,11 +79,11 @@ for line in sys.stdin:
         say(id=number, result=dict(checked_bytes=params["budget_bytes"], source_mismatch={"vda": [7]},
                                    target_mismatch={}, wrapped=True))
     elif verb == "image-info":
-        say(id=number, result=dict(virtual_size_bytes=2**40, format="qcow2", bitmaps={"b": False}, mtime_ns=2**60))
+        say(id=number, result=dict(virtual_size_bytes=2**40, format="qcow2", bitmaps={"b": False}, stamp="1:2:3"))
     elif verb == "add-bitmap":
         say(id=number, result=None)
     elif verb == "clear-bitmap":
-        say(id=number, result={"cleared": params["expect_mtime_ns"] == 2**60})
+        say(id=number, result={"cleared": params["expect_stamp"] == "1:2:3", "stamp": "1:2:4"})
 """
 )
 HELLO = f'say(hello={{"mover_protocol": 1, "site_id": "{SITE}"}})'
@@ -149,10 +149,10 @@ def test_a_transfer_reports_and_ends(mover: SshMover, server: Sshd) -> None:
     assert [(p.done_bytes, p.total_bytes) for p in seen] == [(n, 5 * 2**40) for n in (1, 2, 3)]
     scrubbed = port.scrub(ScrubSlice(vm_uuid="v", peer_site="b", grant=GRANT, disks=(), budget_bytes=9), never)
     assert (scrubbed.checked_bytes, scrubbed.source_mismatch) == (9, {"vda": (7,)})
-    assert port.image_info("/x.qcow2") == ImageInfo(2**40, "qcow2", {"b": False}, 2**60)
+    assert port.image_info("/x.qcow2") == ImageInfo(2**40, "qcow2", {"b": False}, "1:2:3")
     port.add_bitmap("/x.qcow2", "b")
-    assert port.clear_bitmap("/x.qcow2", "b", 2**60) is True
-    assert port.clear_bitmap("/x.qcow2", "b", 1) is False
+    assert port.clear_bitmap("/x.qcow2", "b", "1:2:3") == Cleared(True, "1:2:4")
+    assert not port.clear_bitmap("/x.qcow2", "b", "1").cleared
     assert server.commands() == ["mover"]  # all of it on one channel
 
 

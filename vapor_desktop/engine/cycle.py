@@ -88,7 +88,6 @@ class CycleContext:
     scratch_dir: str
     scratch_reserve_bytes: int
     target_offset_s: float  # the target's clock minus ours
-    compare_all: bool = False  # the scrub found a difference: trust no bitmap this time
     hooks: Hooks = field(default_factory=Hooks)
 
 
@@ -199,8 +198,6 @@ class Cycle:
         return plan
 
     def _valid(self, domain: DomainView, checkpoint: str, targets: Sequence[str]) -> bool:
-        if self._c.compare_all:
-            return False
         if domain.live_id is not None:
             return self._c.hypervisor.checkpoint_valid(self._vm, checkpoint, targets)
         return OfflineImages(self._c.mover, domain).bitmap_valid(checkpoint, targets)
@@ -267,10 +264,10 @@ class Cycle:
 
     # --- a VM that is off ------------------------------------------------------------------------------
     def _offline(self, plan: CyclePlan, manifest: Manifest, domain: DomainView, lease: HeldLease) -> Outcome:
-        """Read the images of a stopped VM; they cannot change meanwhile unless it is started (re-checked after)."""
+        """Read the images of a stopped VM. One that is started meanwhile starts, and nothing is published."""
         c = self._c
         images = OfflineImages(c.mover, domain)
-        before = images.signature()
+        known = dict(manifest.newest.images) if manifest.newest else {}
         taken_at = c.clock.now() + timedelta(seconds=c.target_offset_s)
         checkpoint = images.prepare(plan)
         disks = tuple(
@@ -279,6 +276,7 @@ class Cycle:
                 size_bytes=d.size_bytes,
                 mode=d.mode,
                 source=images.source(d),
+                known_stamp=known.get(d.target, ""),
             )
             for d in plan.disks
         )
@@ -286,12 +284,16 @@ class Cycle:
         draft = self._draft(domain, checkpoint, taken_at, consistency, plan)
         result = self._transfer(plan, manifest, disks, draft, lease)
         after = result.manifest or manifest
-        still_off = c.hypervisor.domain(self._vm).live_id is None
-        if result.empty and still_off and images.signature() == before:
-            after = self._still_current(after, taken_at, lease)
-        elif result.published and checkpoint is not None and still_off:
-            images.forget_sent(checkpoint, before)
-        scrubbed = self._scrub(after, disks, lease) if still_off and (result.published or result.empty) else None
+        if result.empty:
+            after = self._still_current(after, taken_at, lease, result.images)
+        elif result.published and checkpoint is not None:
+            stamps = images.forget_sent(checkpoint, result.images)
+            after = self._still_current(after, taken_at, lease, stamps)
+        scrubbed = None
+        if result.published or result.empty:
+            stamps = after.newest.images if after.newest else {}
+            as_published = tuple(d.model_copy(update={"known_stamp": stamps.get(d.target, "")}) for d in disks)
+            scrubbed = self._scrub(after, as_published, lease)
         c.hooks.before_job_end(after, None)
         return self._outcome(plan, after, result, domain, scrubbed)
 
@@ -367,11 +369,13 @@ class Cycle:
             self._warnings.append(f"the scrub could not run: {error.what}")
             return None
 
-    def _still_current(self, manifest: Manifest, at: datetime, lease: HeldLease) -> Manifest:
+    def _still_current(
+        self, manifest: Manifest, at: datetime, lease: HeldLease, images: dict[str, str] | None = None
+    ) -> Manifest:
         newest = manifest.newest
         if newest is None:
             return manifest
-        request = CurrentAsOf(grant=self._grant(lease, manifest), seq=newest.seq, at=at)
+        request = CurrentAsOf(grant=self._grant(lease, manifest), seq=newest.seq, at=at, images=images)
         return self._c.target_api.current_as_of(self._vm, request)
 
     def _outcome(

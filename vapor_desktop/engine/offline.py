@@ -1,12 +1,12 @@
 """The images of a VM that is off: which bitmaps they hold, and how a delta is read from them.
 
 facts/libvirt §1.5: bitmaps are in the file; ``qemu-nbd -r -B`` exports one. A stopped VM's images do not change,
-so one moment covers all disks; whether it stayed off is checked again afterwards.
+so one moment covers all disks; the mover asks again before it publishes, and publishes nothing if they were written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vapor_desktop.engine.plan import CyclePlan, DiskPlan, family
 from vapor_desktop.engine.ports import ImageInfo, Mover
@@ -37,10 +37,6 @@ class OfflineImages:
     def bitmap_valid(self, name: str, targets: Sequence[str]) -> bool:
         """Does every image hold that bitmap, not in use (in use = it was lost in a crash)?"""
         return all(self.info(t).bitmaps.get(name, False) for t in targets)
-
-    def signature(self) -> dict[str, int]:
-        """When each image was last written, in ns: unchanged means nobody wrote."""
-        return {t: self.info(t).mtime_ns for t in self._disks if self._disks[t].source}
 
     def prepare(self, plan: CyclePlan) -> str | None:
         """The checkpoint name the new point will carry.
@@ -81,11 +77,14 @@ class OfflineImages:
             image_format=self._disks[disk.target].driver_format,
         )
 
-    def forget_sent(self, checkpoint: str, before: dict[str, int]) -> None:
-        """Empty the bitmap whose content the new point now holds, unless the image was written meanwhile.
+    def forget_sent(self, checkpoint: str, stamps: Mapping[str, str]) -> dict[str, str]:
+        """Empty the bitmap whose content the new point now holds, unless the image was written since its stamp.
 
-        A crash before this only means that the next delta sends some blocks again.
+        Returns the images' stamps after it. A crash before this only means that the next delta sends some blocks
+        again; a crash before the stamps are on record, that a disk is compared once.
         """
-        for target, mtime_ns in before.items():
+        after = dict(stamps)
+        for target, stamp in stamps.items():
             if self.info(target).bitmaps.get(checkpoint):
-                self._mover.clear_bitmap(self.path(target), checkpoint, mtime_ns)
+                after[target] = self._mover.clear_bitmap(self.path(target), checkpoint, stamp).stamp
+        return after

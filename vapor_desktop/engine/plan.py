@@ -107,6 +107,9 @@ def plan_cycle(
     wanted = _wanted(domain, verdicts)
     newest = manifest.newest
     known = dict(newest.files) if newest else {}
+    distrust = newest is not None and not newest.verified
+    if distrust:  # the scrub found a difference: no bitmap is trusted until a comparison has repaired it
+        valid = _never
     for d in wanted:
         old = newest.sizes.get(d.target) if newest else None
         size = domain_size(domain, d.target)
@@ -124,6 +127,7 @@ def plan_cycle(
         disks = tuple(_resumed(d, domain, incoming, held) for d in wanted)
     else:
         base, held, why = _base_of_newest(newest.checkpoint if newest else None, known, bitmap_disks, valid)
+        why = "the scrub found a difference" if distrust else why
         disks = tuple(_disk(d, domain, known, base, held, why, seeded) for d in wanted)
     seq = incoming.seq if resume and incoming else manifest.next_seq
     keep = {newest.checkpoint if newest else None, incoming.checkpoint if incoming and resume else None}
@@ -138,6 +142,10 @@ def plan_cycle(
         discard_incoming=incoming is not None and not resume,
         stale_checkpoints=tuple(c for c in checkpoints if ours(manifest.protection_id, c) and c not in keep),
     )
+
+
+def _never(_checkpoint: str, _disks: Sequence[str]) -> bool:
+    return False
 
 
 def domain_size(domain: DomainView, target: str) -> int:

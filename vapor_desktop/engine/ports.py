@@ -162,7 +162,15 @@ class ImageInfo:
     virtual_size_bytes: int
     format: str
     bitmaps: dict[str, bool]
-    mtime_ns: int
+    stamp: str  # changes with every write to the image and with its replacement
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Answer of ``clear_bitmap``; ``stamp`` is the image's after it (the emptying is a write too)."""
+
+    cleared: bool
+    stamp: str
 
 
 class Mover(Protocol):
@@ -180,8 +188,11 @@ class Mover(Protocol):
     def add_bitmap(self, path: str, name: str) -> None:
         """A persistent bitmap in a stopped VM's image. Idempotent."""
 
-    def clear_bitmap(self, path: str, name: str, expect_mtime_ns: int) -> bool:
-        """Empty it, unless the image changed since; False then. The write lock keeps a starting VM out."""
+    def remove_bitmap(self, path: str, name: str) -> None:
+        """A bitmap of ours, from a stopped VM's image. Idempotent."""
+
+    def clear_bitmap(self, path: str, name: str, expect_stamp: str) -> Cleared:
+        """Empty it, unless the image changed since. The write lock keeps a starting VM out."""
 
     def close(self) -> None: ...
 

@@ -71,7 +71,6 @@ class ProtectionWorker:
         self._lock = threading.Lock()
         self._progress: dict[str, Progress] = {}
         self._cancelled: set[str] = set()
-        self._compare_all: set[str] = set()
         self.before_job_end: Callable[[str, Manifest, str | None], None] | None = None
 
     def progress(self, protection_id: str) -> Progress | None:
@@ -144,7 +143,6 @@ class ProtectionWorker:
             scratch_dir=identity.scratch_dir,
             scratch_reserve_bytes=identity.scratch_reserve_bytes,
             target_offset_s=clock_row[0] if clock_row else 0.0,
-            compare_all=pid in self._compare_all,
             hooks=hooks,
         )
         return Cycle(context, protection).run()
@@ -225,14 +223,11 @@ class ProtectionWorker:
         """A mismatch is critical: said at once, and the next cycle compares everything, which repairs it."""
         pid = protection.protection_id
         if not outcome.mismatch:
-            if outcome.seq is not None:
-                self._compare_all.discard(pid)
             return
         found = outcome.scrubbed
         sides = "source" if found and any(found.source_mismatch.values()) else "replica"
         text = f"The scrub found data at the {sides} that differs from its digests; the next cycle compares all"
         log.error("scrub mismatch", vm=protection.vm_name, side=sides)
-        self._compare_all.add(pid)
         records.note(
             self._repository, self._clock.now(), "scrub-mismatch", text, severity=Severity.CRITICAL, protection_id=pid
         )

@@ -96,6 +96,9 @@ class PointEntry(Value):
     pins: tuple[str, ...] = ()  # "user:NOTE", "drill:ID", "run:EPOCH"
     proven_at: datetime | None = None
     verified: bool = True  # False once the scrub found a mismatch
+    # Disk target -> stamp of a stopped VM's image when it was last proven to hold this point's content. One that
+    # moved while the bitmap stayed empty was written behind QEMU's back [facts/libvirt 1.4].
+    images: dict[str, str] = {}
 
 
 class Manifest(Value):

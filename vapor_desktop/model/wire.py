@@ -201,6 +201,7 @@ class CurrentAsOf(Value):
     grant: WriteGrant
     seq: int
     at: datetime
+    images: dict[str, str] | None = None  # stamps of a stopped VM's images at that moment; None: as they were
 
 
 class SeedImage(Value):
@@ -417,6 +418,8 @@ class DiskTransfer(Value):
     size_bytes: int
     mode: DiskMode
     source: NbdSource
+    # Of a stopped VM's image when it was last proven equal. Moved with an empty bitmap: the disk is compared.
+    known_stamp: str = ""
 
 
 class PointDraft(Value):
@@ -432,6 +435,7 @@ class PointDraft(Value):
     tpm_dir: str | None = None
     without_disks: tuple[str, ...] = ()
     frozen_s: float = 0.0  # how long the guest's file systems were held, at most
+    images: dict[str, str] = {}  # disk target -> stamp of a stopped VM's image
 
 
 class Transfer(Value):
@@ -467,6 +471,7 @@ class Transferred(Value):
     duration_s: float
     manifest: Manifest | None
     empty: bool = False  # nothing had changed; no point was made
+    images: dict[str, str] = {}  # disk target -> stamp of a stopped VM's image as it was read
 
 
 class Progress(Value):

@@ -87,8 +87,9 @@ class Helper:
             "read-tpm": lambda vm: verbs.read_tpm(self._settings, vm),
             "image-info": lambda image: verbs.image_info(self._settings, image),
             "image-bitmap-add": lambda image, name: verbs.bitmap(self._settings, image, name, add=True),
-            "image-bitmap-clear": lambda image, name, expect_mtime_ns: verbs.bitmap_clear(
-                self._settings, image, name, int(expect_mtime_ns)
+            "image-stamp": lambda image: verbs.image_stamp(self._settings, image),
+            "image-bitmap-clear": lambda image, name, expect_stamp: verbs.bitmap_clear(
+                self._settings, image, name, expect_stamp
             ),
             "image-bitmap-remove": lambda image, name: verbs.bitmap(self._settings, image, name, add=False),
         }
@@ -141,11 +142,14 @@ def _start_nbd(
     listener: socket.socket, path: Path, image: str, fmt: str, bitmap: str, export: str
 ) -> subprocess.Popen[bytes]:
     """qemu-nbd on the socket we bound. Raises ImageToolFailed when it does not greet (no such bitmap, …)."""
-    argv = ["qemu-nbd", "-r", "-t", "-e", EXPORT_CLIENTS, "-f", fmt, "-x", export]
+    argv = ["qemu-nbd", "-r", "-t", "-e", EXPORT_CLIENTS, "-x", export]
     argv += [] if bitmap == "-" else ["-B", bitmap]
+    # Without force-share its lock would keep a VM that is started meanwhile from opening its own disk. Who reads
+    # asks afterwards whether that happened (mover/stopped.py). A comma in an option's value is doubled.
+    options = f"driver={fmt},file.driver=file,file.filename={image.replace(',', ',,')},force-share=on"
     with tempfile.TemporaryFile() as stderr:  # not a pipe: nobody would empty it during a long export
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(listener.fileno()), *argv, "--", image],
+            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(listener.fileno()), *argv, "--image-opts", options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,

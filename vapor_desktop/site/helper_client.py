@@ -59,10 +59,15 @@ class HelperClient:
         """Remove a persistent bitmap of ours (``vapor-…``) from a stopped VM's qcow2. Idempotent."""
         self._ask("image-bitmap-remove", image=image, name=name)
 
-    def bitmap_clear(self, image: str, name: str, expect_mtime_ns: int) -> bool:
-        """Empty a persistent bitmap of ours; False, and nothing done, when the image was written since."""
-        answer = self._ask("image-bitmap-clear", image=image, name=name, expect_mtime_ns=str(expect_mtime_ns))
-        return bool(answer["cleared"])
+    def bitmap_clear(self, image: str, name: str, expect_stamp: str) -> tuple[bool, str]:
+        """Empty a persistent bitmap of ours: (True, the stamp after it); (False, …) when it was written since."""
+        answer = self._ask("image-bitmap-clear", image=image, name=name, expect_stamp=expect_stamp)
+        return bool(answer["cleared"]), str(answer["stamp"])
+
+    def image_stamp(self, image: str) -> tuple[str, bool]:
+        """(what changes with every write to the image, does anybody have it open for writing)."""
+        answer = self._ask("image-stamp", image=image)
+        return str(answer["stamp"]), bool(answer["writer"])
 
     @contextmanager
     def offline_export(self, image: str, fmt: str, bitmap: str | None, export: str = "") -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import grp
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import pwd
 import re
 import secrets
+import struct
 import subprocess
 import tarfile
 from pathlib import Path
@@ -24,6 +26,8 @@ NVRAM_LIMIT_BYTES = 64 << 20
 TPM_LIMIT_BYTES = 16 << 20
 TOOL_TIMEOUT_S = 20
 FORMATS = ("qcow2", "raw")
+WRITE_PERMISSION_BYTE = 101
+_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 OURS = re.compile(r"vapor-[A-Za-z0-9._-]{1,200}")
 
 
@@ -83,11 +87,33 @@ def read_tpm(settings: SiteSettings, vm: str) -> dict[str, Any]:
 
 
 def image_info(settings: SiteSettings, image: str) -> dict[str, Any]:
-    """``qemu-img info`` of the top image, its ``mtime_ns``, and the paths of its whole chain."""
+    """``qemu-img info`` of the top image, its ``stamp``, and the paths of its whole chain."""
     with open_file(image, settings.helper_image_roots) as descriptor:
-        mtime_ns = os.fstat(descriptor).st_mtime_ns
+        stamp = _stamp(descriptor)
         chain = chain_of(image)
-    return {"info": {**chain[0], "mtime_ns": mtime_ns, "chain": [str(item["filename"]) for item in chain]}}
+    return {"info": {**chain[0], "stamp": stamp, "chain": [str(item["filename"]) for item in chain]}}
+
+
+def image_stamp(settings: SiteSettings, image: str) -> dict[str, Any]:
+    """Whether anybody wrote it (``stamp``), and whether anybody may now (``writer``); no image tool is started."""
+    with open_file(image, settings.helper_image_roots) as descriptor:
+        return {"stamp": _stamp(descriptor), "writer": _has_writer(descriptor)}
+
+
+def _stamp(descriptor: int) -> str:
+    """Changes with every write and every replacement: inode, size in bytes, time of the last write in ns."""
+    status = os.fstat(descriptor)
+    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _has_writer(descriptor: int) -> bool:
+    """Does a QEMU hold the permission to write? Its image lock says so [QEMU block/file-posix.c].
+
+    Who may write holds a shared lock on byte 100 + 1; asking who would conflict takes no lock of our own.
+    """
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, WRITE_PERMISSION_BYTE, 1, 0)
+    kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
+    return bool(kind != fcntl.F_UNLCK)
 
 
 def bitmap(settings: SiteSettings, image: str, name: str, *, add: bool) -> dict[str, Any]:
@@ -103,15 +129,18 @@ def bitmap(settings: SiteSettings, image: str, name: str, *, add: bool) -> dict[
     return {}
 
 
-def bitmap_clear(settings: SiteSettings, image: str, name: str, expect_mtime_ns: int) -> dict[str, Any]:
-    """Empty one of our bitmaps, unless the image was written since; qemu-img's write lock keeps a starting VM out."""
+def bitmap_clear(settings: SiteSettings, image: str, name: str, expect_stamp: str) -> dict[str, Any]:
+    """Empty one of our bitmaps, unless the image was written since; qemu-img's write lock keeps a starting VM out.
+
+    The answer's ``stamp`` is the one after it: the emptying is a write too.
+    """
     if not OURS.fullmatch(name):
         raise NotAllowed("Only bitmaps named vapor-… are ours to touch", name=name)
     with open_file(image, settings.helper_image_roots) as descriptor:
-        if os.fstat(descriptor).st_mtime_ns != expect_mtime_ns:
-            return {"cleared": False}
+        if _stamp(descriptor) != expect_stamp or _has_writer(descriptor):
+            return {"cleared": False, "stamp": expect_stamp}
         _tool("qemu-img", "bitmap", "--clear", "-f", "qcow2", "--", image, name)
-    return {"cleared": True}
+        return {"cleared": True, "stamp": _stamp(descriptor)}
 
 
 def check_export(settings: SiteSettings, image: str, fmt: str, bitmap_name: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vapor_desktop.engine.ports import ImageInfo
+from vapor_desktop.engine.ports import Cleared, ImageInfo
 from vapor_desktop.model.errors import (
     ApiVersionMismatch,
     HostKeyChanged,
@@ -105,11 +105,15 @@ class SshMover:
         """A persistent bitmap in a stopped VM's image. Idempotent."""
         self._quick("add-bitmap", path=path, name=name)
 
-    def clear_bitmap(self, path: str, name: str, expect_mtime_ns: int) -> bool:
-        """False when the image changed since."""
-        answer = self._quick("clear-bitmap", path=path, name=name, expect_mtime_ns=expect_mtime_ns)
-        cleared: dict[str, bool] = parsed(dict[str, bool], answer, "The mover")
-        return cleared.get("cleared", False)
+    def remove_bitmap(self, path: str, name: str) -> None:
+        """Of a stopped VM's image. Idempotent."""
+        self._quick("remove-bitmap", path=path, name=name)
+
+    def clear_bitmap(self, path: str, name: str, expect_stamp: str) -> Cleared:
+        """Not cleared when the image changed since."""
+        answer = self._quick("clear-bitmap", path=path, name=name, expect_stamp=expect_stamp)
+        cleared: Cleared = parsed(Cleared, answer, "The mover")
+        return cleared
 
     def close(self) -> None:
         """End of the mover's input: it ends, and the receiver keeps what is durable."""

@@ -21,6 +21,7 @@ from vapor_desktop.site.mover.digests import DIGEST_BYTES, UNKNOWN
 from vapor_desktop.site.mover.peer import PeerPool, PeerSession
 from vapor_desktop.site.mover.protocol import TABLE_BYTES, Kind
 from vapor_desktop.site.mover.source import open_export
+from vapor_desktop.site.mover.stopped import StoppedImage
 from vapor_desktop.site.mover.tables import digests_of
 from vapor_desktop.site.statefile import locked, make_dir, read_json, write_json
 
@@ -77,6 +78,11 @@ class Scrub:
         }
         session.send(protocol.encode_json(Kind.SCRUB, opening))
         tables = [session.reply(Kind.TABLE).meta for _ in slices]
+        stopped = [
+            StoppedImage(self._helper, d.target, d.source.path, d.known_stamp)
+            for d in (request.disks[i] for i in sorted({i for i, _ in slices}))
+            if d.source.kind == "offline"
+        ]
         source_mismatch: dict[str, set[int]] = {}
         checked = 0
         for (i, extent), table in zip(slices, tables, strict=True):
@@ -85,6 +91,8 @@ class Scrub:
                 checked += size
                 if not same:
                     source_mismatch.setdefault(target, set()).add(block)
+        for image in stopped:  # a VM that was started meanwhile changed its disk; that is no mismatch
+            image.check()
         found = {name: sorted(blocks) for name, blocks in source_mismatch.items()}
         answer = session.ask(
             protocol.encode_json(Kind.SCRUB, {"source_mismatch": found, "pass_clean": wrapped and clean}),

@@ -162,7 +162,7 @@ def _image_info(helper: HelperClient, params: dict[str, Any]) -> dict[str, Any]:
         "virtual_size_bytes": info["virtual-size"],
         "format": info["format"],
         "bitmaps": {b["name"]: "in-use" not in b.get("flags", ()) for b in found},
-        "mtime_ns": info["mtime_ns"],
+        "stamp": info["stamp"],
     }
 
 
@@ -171,14 +171,19 @@ def _add_bitmap(helper: HelperClient, params: dict[str, Any]) -> None:
 
 
 def _clear_bitmap(helper: HelperClient, params: dict[str, Any]) -> dict[str, Any]:
-    cleared = helper.bitmap_clear(str(params["path"]), str(params["name"]), int(params["expect_mtime_ns"]))
-    return {"cleared": cleared}
+    cleared, stamp = helper.bitmap_clear(str(params["path"]), str(params["name"]), str(params["expect_stamp"]))
+    return {"cleared": cleared, "stamp": stamp}
+
+
+def _remove_bitmap(helper: HelperClient, params: dict[str, Any]) -> None:
+    helper.bitmap_remove(str(params["path"]), str(params["name"]))
 
 
 _IMAGE_VERBS: dict[str, Callable[[HelperClient, dict[str, Any]], Any]] = {
     "image-info": _image_info,
     "add-bitmap": _add_bitmap,
     "clear-bitmap": _clear_bitmap,
+    "remove-bitmap": _remove_bitmap,
 }
 
 

@@ -24,6 +24,7 @@ from vapor_desktop.site.mover.nbd_source import Export
 from vapor_desktop.site.mover.peer import PeerPool, PeerSession
 from vapor_desktop.site.mover.protocol import Kind
 from vapor_desktop.site.mover.source import open_export
+from vapor_desktop.site.mover.stopped import StoppedImage
 from vapor_desktop.site.mover.throttle import Throttle
 from vapor_desktop.site.replica.digests import DigestTable
 from vapor_desktop.site.statefile import make_dir
@@ -59,6 +60,8 @@ class Outgoing:
     _sessions: list[PeerSession] = field(default_factory=list)
     _current: str = ""
     _records: list[DigestTable | None] = field(default_factory=list)
+    _stopped: dict[str, StoppedImage] = field(default_factory=dict)
+    _moved: VaporError | None = None
 
     def cancel(self) -> None:
         """Stop within a chunk; the session is ended, the receiver keeps what is durable."""
@@ -81,7 +84,10 @@ class Outgoing:
     def _run(self, stack: ExitStack, started: float) -> Transferred:
         request = self.request
         sources = [self._source(disk, stack) for disk in request.disks]
+        # A disk may be compared now that was to be sent by its changes.
+        request = self.request = request.model_copy(update={"disks": tuple(s.disk for s in sources)})
         if request.skip_if_empty and not request.resume_incoming and not any(s.changed for s in sources):
+            self._check_stopped()
             return self._answer([], started, 0, published=False, manifest=None, empty=True)
         blobs = self._blobs()
         session, opened = self._open()
@@ -100,6 +106,7 @@ class Outgoing:
                 session.ask(protocol.encode_json(Kind.END, {}), Kind.ENDED)
                 manifest = None
             else:
+                self._check_stopped()
                 for name, content in blobs.items():
                     session.send(protocol.encode(Kind.BLOB, protocol.pack_blob(name, content)))
                 manifest = self._commit(session, time.monotonic() - started, self._wire_bytes() - wire_before)
@@ -116,13 +123,23 @@ class Outgoing:
 
     # --- what is to be sent --------------------------------------------------------------------------
     def _source(self, disk: DiskTransfer, stack: ExitStack) -> Source:
+        stopped = None
+        if disk.source.kind == "offline":
+            stopped = self._stopped[disk.target] = StoppedImage(self.helper, disk.target, disk.source.path)
         export = open_export(disk, self.helper, stack)
         if disk.source.bitmap is None and disk.mode is DiskMode.DELTA:
             raise InvalidRequest(f"Disk {disk.target} is to be sent by its changes, but no bitmap is named")
         changed = BlockMap(disk.size_bytes, full=disk.source.bitmap is None)
         if disk.source.bitmap is not None:
             changed.add(export.dirty(disk.source.bitmap))
+        if stopped is not None and not changed and disk.known_stamp not in ("", stopped.stamp):
+            return Source(_compared(disk), export, BlockMap(disk.size_bytes, full=True))
         return Source(disk, export, changed)
+
+    def _check_stopped(self) -> None:
+        """Before anything is published or called unchanged. Raises TransferInterrupted."""
+        for image in self._stopped.values():
+            image.check()
 
     def _open(self) -> tuple[PeerSession, dict[str, Any]]:
         """A session with the incoming open. An idle session whose link died meanwhile is replaced, once."""
@@ -233,6 +250,8 @@ class Outgoing:
         try:
             run_all(runs, LANES, self._at_disk)
         except TransferCancelled:
+            if self._moved is not None and not self._cancelled:
+                raise self._moved from None
             for one in self._sessions:
                 if one.error is not None:
                     raise one.error from None
@@ -278,6 +297,12 @@ class Outgoing:
             elif now - moved_at > STALLED_S:
                 session.kill()
                 return
+            try:
+                self._check_stopped()
+            except VaporError as error:  # what is read from now on is of no use
+                self._moved = error
+                self._stop.set()
+                return
             if ticks % SYNC_EVERY == 0:
                 try:
                     for one in self._sessions:
@@ -293,7 +318,7 @@ class Outgoing:
         return min(PROGRESS_S, deadline_s - (time.monotonic() - started))
 
     def _commit(self, session: PeerSession, duration_s: float, wire_bytes: int) -> Manifest:
-        draft = self.request.draft.model_dump(mode="json")
+        draft = self.request.draft.model_copy(update={"images": self._stamps()}).model_dump(mode="json")
         answer = session.ask(
             protocol.encode_json(Kind.COMMIT, {"draft": draft, "duration_s": duration_s, "wire_bytes": wire_bytes}),
             Kind.COMMITTED,
@@ -320,7 +345,17 @@ class Outgoing:
             duration_s=time.monotonic() - started,
             manifest=manifest,
             empty=empty,
+            images=self._stamps(),
         )
+
+    def _stamps(self) -> dict[str, str]:
+        return {target: image.stamp for target, image in self._stopped.items()}
+
+
+def _compared(disk: DiskTransfer) -> DiskTransfer:
+    """The same disk, read whole: its image was written by nobody who tells bitmaps."""
+    source = disk.source.model_copy(update={"bitmap": None})
+    return disk.model_copy(update={"mode": DiskMode.COMPARE, "source": source})
 
 
 def _batches(extents: Iterable[Extent]) -> Iterable[list[Extent]]:

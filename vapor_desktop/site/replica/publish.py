@@ -88,6 +88,7 @@ def publish(
         consistency=point.consistency,
         epoch_number=point.epoch.number,
         bytes_sent=sum(d.sent_bytes for d in disks),
+        images=draft.images,
     )
     steps.reached("publish-begin")
     _write_point(layout, incoming, point, entry, draft.domain_xml, blobs)

@@ -356,7 +356,8 @@ class ReplicaStore:
         def advance(entry: PointEntry) -> PointEntry:
             # A time from the future says only that this clock was set back since: what is proven now is better.
             later = request.at if entry.current_as_of > latest else max(entry.current_as_of, request.at)
-            return entry.model_copy(update={"current_as_of": later})
+            images = entry.images if request.images is None else request.images
+            return entry.model_copy(update={"current_as_of": later, "images": images})
 
         return self._change(vm, request.seq, request.grant, advance, newest_only=True)
 
