@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
+from datetime import datetime
 
 import proofs
 import pytest
@@ -55,7 +57,6 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
 
 
 def restart_service(lab: Lab) -> None:
-    import os
     import signal
 
     b = lab.sites["b"]
@@ -157,31 +158,51 @@ def assert_newest_is_the_source(stage: Stage) -> None:
     proofs.assert_same_disk(a.path(guests.disk_files(a, NAME)[0]), b, replica_paths(stage)[0])
 
 
-def test_a_dd_into_the_disk_of_a_vm_that_is_off_is_found_and_repaired(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No bitmap knows of it: only reading the disk again does."""
+def dd_into_the_source(stage: Stage, *, unseen: bool) -> None:
+    """16 bytes in one block of the stopped guest's disk; ``unseen``: its time of modification is put back."""
     a = stage.lab.sites["a"]
     [image] = guests.disk_files(a, NAME)
+    mapped = json.loads(a.exec(["qemu-img", "map", "-U", "--output=json", image]).stdout)
+    spot = next(e for e in mapped if e["data"] and e["start"] >= disks.SCRATCH_START and e["length"] >= 65536)
+    status = a.path(image).stat()
+    a.exec([*DD, f"of={image}", f"seek={spot['offset'] + 4096}"])
+    if unseen:
+        os.utime(a.path(image), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def assert_one_block_was_compared(stage: Stage, compared: int) -> None:
+    wait_until(lambda: compares(stage) > compared, "the comparing cycle", timeout_s=120, every_s=0.2)
+    assert_newest_is_the_source(stage)
+    last = stage.backend.cycles(stage.row(NAME).key, 5)
+    assert next(c for c in last if c.mode == "compare").data_bytes <= 65536  # only what differs
+
+
+def mismatches(stage: Stage) -> set[datetime]:
+    return {e.at for e in stage.backend.events(stage.row(NAME).key) if e.kind == "scrub-mismatch"}
+
+
+def test_a_dd_into_the_disk_of_a_vm_that_is_off_is_compared_by_the_next_cycle(stage: Stage) -> None:
+    """No bitmap knows of it, but the file's time of modification does: it does not wait for the scrub."""
     with stopped(stage):
-        mapped = json.loads(a.exec(["qemu-img", "map", "-U", "--output=json", image]).stdout)
-        spot = next(e for e in mapped if e["data"] and e["start"] >= disks.SCRATCH_START and e["length"] >= 65536)
-        before = {e.at for e in stage.backend.events(stage.row(NAME).key) if e.kind == "scrub-mismatch"}
-        compared = compares(stage)
-        a.exec([*DD, f"of={image}", f"seek={spot['offset'] + 4096}"])
+        before, compared = mismatches(stage), compares(stage)
+        dd_into_the_source(stage, unseen=False)
+        assert_one_block_was_compared(stage, compared)
+        assert mismatches(stage) == before
+        wait_until(lambda: last_outcome(stage) == "unchanged", "a quiet cycle", timeout_s=60, every_s=0.2)
+
+
+def test_a_dd_that_leaves_no_trace_is_found_by_the_scrub_and_repaired(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the bitmap nor the file's times know of it: only reading the disk again does."""
+    with stopped(stage):
+        before, compared = mismatches(stage), compares(stage)
+        dd_into_the_source(stage, unseen=True)
         monkeypatch.setattr(cycle, "SCRUB_LEAST_BYTES", 8 << 30)
         monkeypatch.setattr(cycle, "SCRUB_MOST_BYTES", 8 << 30)
-
-        def told() -> bool:
-            found = [e for e in stage.backend.events(stage.row(NAME).key) if e.kind == "scrub-mismatch"]
-            return any(e.at not in before and "source" in e.text for e in found)
-
-        wait_until(told, "the scrub's finding", timeout_s=120, every_s=0.2)
+        wait_until(lambda: mismatches(stage) > before, "the scrub's finding", timeout_s=120, every_s=0.2)
         monkeypatch.undo()
-        wait_until(lambda: compares(stage) > compared, "the comparing cycle", timeout_s=120, every_s=0.2)
-        assert_newest_is_the_source(stage)
-        last = stage.backend.cycles(stage.row(NAME).key, 5)
-        assert next(c for c in last if c.mode == "compare").data_bytes <= 65536  # only what differs
+        assert_one_block_was_compared(stage, compared)
 
 
 def test_forty_points_with_merges_leave_a_stopped_drill_as_it_was(stage: Stage) -> None:
