@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from vapor_desktop.engine.backend import OnCheck
+from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
 from vapor_desktop.model.errors import InvalidRequest, NotFound, VaporError
-from vapor_desktop.model.policy import Policy
+from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.rpo import health
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, RpoHealth, severity
 from vapor_desktop.model.view import (
     Check,
+    DiskStatus,
+    DisksView,
     DiskVerdictView,
     FailoverPoint,
     FailoverPreview,
+    ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
+    SettingsEdit,
     SiteProbe,
     SiteStatus,
     Snapshot,
     VmStatus,
 )
-from vapor_desktop.model.wire import Progress
+from vapor_desktop.model.wire import ImageFormat, Progress, SeedState
 
 NOW = datetime(2026, 11, 20, 10, 42, 5, tzinfo=UTC)
 MIB = 1 << 20
@@ -114,6 +118,27 @@ def world(now: datetime = NOW, **more: Any) -> Snapshot:
     return Snapshot(**(values | more))
 
 
+def disk_status(target: str, **more: Any) -> DiskStatus:
+    """A disk of a protected VM."""
+    values: dict[str, Any] = {
+        "target": target, "bus": "virtio", "format": "qcow2", "source": f"/images/web01-{target}.qcow2",
+        "size_bytes": 20 << 30, "allocated_bytes": 7 << 30, "kind": "delta", "reason": "", "fix": "",
+        "in_point": True, "seeded": False, "replica_bytes": 8 << 30, "received_bytes": None, "last_mode": "delta",
+        "last_why": "bitmap valid", "last_sent_bytes": 212 * MIB, "last_seq": 41, "scrub_reached_bytes": 3 << 30,
+        "scrub_passed_at": NOW - timedelta(days=2), "verified": True,
+    }  # fmt: skip
+    return DiskStatus(**(values | more))
+
+
+RAW: dict[str, Any] = {
+    "format": "raw", "source": "/dev/vg0/web01-data", "size_bytes": 1 << 40, "kind": "compare",
+    "reason": "A raw disk keeps no record of changes: each cycle reads all of it and sends what differs",
+    "fix": "Convert it to qcow2 for a short RPO", "last_mode": "compare", "last_sent_bytes": 40 * MIB,
+    "last_why": "A raw disk keeps no record of changes: each cycle reads all of it and sends what differs",
+    "scrub_reached_bytes": 90 << 30, "scrub_passed_at": None, "replica_bytes": 610 << 30,
+}  # fmt: skip
+
+
 class FakeBackend:
     """Answers from its attributes. ``asked`` lists every verb; ``fail[verb]`` is raised; ``hang`` blocks all."""
 
@@ -127,6 +152,11 @@ class FakeBackend:
         self.threads: set[str] = set()
         self.networks: tuple[str, ...] = ("default", "lan0", "dmz")
         self.cert: str = "ab12" * 16
+        self.policies: dict[str, tuple[Policy, Mappings]] = {}
+        self.version = 3
+        self.chain_limit = 32
+        self.disk_view = DisksView((disk_status("vda"), disk_status("vdb", **RAW)))
+        self.seeding: list[SeedState] = []
 
     def _take(self, verb: str, *args: Any) -> None:
         self.threads.add(threading.current_thread().name)
@@ -208,8 +238,33 @@ class FakeBackend:
     def resume(self, protection_id: str) -> None:
         self._take("resume", protection_id)
 
-    def set_rpo_target(self, protection_id: str, rpo_target_s: int) -> None:
-        self._take("set_rpo_target", protection_id, rpo_target_s)
+    def settings(self, protection_id: str) -> ProtectionSettings:
+        self._take("settings", protection_id)
+        row = next((p.protection for p in self.shot.protections if p.key == protection_id), None)
+        if row is None:
+            raise NotFound("No such protection")
+        policy, mappings = self.policies.get(protection_id, (row.policy, row.mappings))
+        return ProtectionSettings(
+            protection_id, row.vm_name, "site-b", self.version, policy, mappings, self.chain_limit, ("lan-a",),
+            self.networks,
+        )  # fmt: skip
+
+    def edit(self, protection_id: str, edit: SettingsEdit) -> Protection:
+        self._take("edit", protection_id, edit)
+        self.policies[protection_id] = (edit.policy, edit.mappings)
+        self.version += 1
+        return next(p.protection for p in self.shot.protections if p.key == protection_id)
+
+    def disks(self, protection_id: str) -> DisksView:
+        self._take("disks", protection_id)
+        return self.disk_view
+
+    def seed(
+        self, protection_id: str, images: Mapping[str, str], image_format: ImageFormat, on_state: OnSeed
+    ) -> None:
+        self._take("seed", protection_id, dict(images), image_format)
+        for state in self.seeding:
+            on_state(state)
 
     def cancel(self, task_key: str) -> None:
         self._take("cancel", task_key)

@@ -153,7 +153,9 @@ def test_pin_unpin_and_rpo_target(console) -> None:  # type: ignore[no-untyped-d
     assert console.asked("pin") == [("p-web01", 41, "before upgrade")]
     window.detail.rpo_edit.set_seconds(7)
     window.detail.apply_rpo.click()
-    console.until(lambda: console.asked("set_rpo_target") == [("p-web01", 7)])
+    console.until(lambda: len(console.asked("edit")) == 1)
+    [(key, edit)] = console.asked("edit")
+    assert (key, edit.version, edit.policy.rpo_target_s) == ("p-web01", 3, 7)
 
 
 def sheet_of(console, key: str = "p-db01"):  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,12 +93,67 @@ def test_the_whole_job_from_the_shell(lab: Lab, home: Path) -> None:
     assert isinstance(points, list)
     assert [p["seq"] for p in points] == sorted((p["seq"] for p in points), reverse=True)
 
+    edit_and_read_back(lab, home)
     assert error_code(ctl("failover", NAME, "--reason", "proof", "--confirm", "other", code=1)) == "INVALID-REQUEST"
     done = ctl("failover", NAME, "--reason", "proof", "--confirm", NAME)
     assert isinstance(done, dict)
     assert done["state"] == "failed over"
     assert done["rpo_now_s"] is None
     assert b.virsh("domstate", NAME) == "running"
+
+
+def edit_and_read_back(lab: Lab, home: Path) -> None:
+    """A policy changed while cycles run: it is in the manifest on the target's disk, and in a fresh console."""
+    a, b = lab.sites["a"], lab.sites["b"]
+    before = ctl("settings", NAME)
+    assert isinstance(before, dict)
+    assert (before["version"], before["policy"]["rpo_target_s"]) == (1, 10)
+    wanted = ("--rpo", "20s", "--retention", "4", "2", "1", "--bandwidth", "64M", "--window", "00:00-23:59=32M")
+    after = ctl("edit", NAME, *wanted)
+    assert isinstance(after, dict)
+    assert (after["version"], after["points_kept"]) == (2, 7)
+    assert error_code(ctl("edit", NAME, "--rpo", "30s", "--if-version", "1", code=1)) == "EDIT-OUTDATED"
+    assert error_code(ctl("edit", NAME, "--keep", "24", "24", "24", code=1)) == "INVALID-REQUEST"
+    assert error_code(ctl("edit", NAME, "--map", f"{a.network}=nowhere", code=1)) == "INVALID-REQUEST"
+
+    [row] = ctl("status")  # type: ignore[misc]
+    manifest = json.loads(b.path(f"/var/lib/libvirt/images/vapor/{row['uuid']}/manifest.json").read_text())
+    assert manifest["settings_version"] == 2
+    assert manifest["policy"] == after["policy"]
+    assert manifest["policy"]["retention"] == {"newest": 4, "hourly": 2, "daily": 1}
+    ctl("sync", NAME, "--wait")  # an engine's cycle works by them, and does not write its old ones back
+    assert ctl("settings", NAME) == after
+    assert row["rpo_target_s"] == 20
+
+    [vda, *_others] = ctl("disks", NAME)["disks"]  # type: ignore[index,call-overload]
+    assert (vda["target"], vda["format"], vda["last_mode"], vda["in_point"]) == ("vda", "qcow2", "delta", True)
+    assert vda["replica_bytes"] > 0
+    assert vda["scrub_reached_bytes"] > 0
+    with another_console(home):
+        token = b.token_new("--scope", "admin")
+        ctl("site", "add", b.api_url, given=token + "\n")
+        assert len(ctl("adopt", "site-b")["protections"]) == 1  # type: ignore[index,call-overload]
+        assert ctl("settings", NAME) == after
+        assert ctl("status")[0]["rpo_target_s"] == 20  # type: ignore[index]
+        assert ctl("edit", NAME, "--rpo", "15s")["version"] == 3  # type: ignore[index,call-overload]
+    assert error_code(ctl("edit", NAME, "--rpo", "12s", "--if-version", "2", code=1)) == "EDIT-OUTDATED"
+    ctl("sync", NAME, "--wait")
+    assert ctl("status")[0]["rpo_target_s"] == 15  # type: ignore[index]
+    newest = ctl("points", NAME)[0]["seq"]  # type: ignore[index]
+    ctl("pin", NAME, str(newest), "--note", "before the move")
+    assert ctl("points", NAME)[0]["pins"] == ["user:before the move"]  # type: ignore[index]
+    ctl("unpin", NAME, str(newest))
+    assert ctl("points", NAME)[0]["pins"] == []  # type: ignore[index]
+    assert {e["kind"] for e in ctl("history", NAME)["events"]} >= {"protected", "edited"}  # type: ignore[index,call-overload]
+
+
+@contextmanager
+def another_console(home: Path) -> Iterator[None]:
+    """Another database, which knows nothing; the keyring is shared."""
+    known = os.environ["VAPOR_DATABASE_URL"]
+    os.environ["VAPOR_DATABASE_URL"] = f"sqlite:///{home / 'other.db'}"
+    yield
+    os.environ["VAPOR_DATABASE_URL"] = known
 
 
 def test_no_token_is_written_in_clear(home: Path, lab: Lab) -> None:

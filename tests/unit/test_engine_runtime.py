@@ -16,11 +16,12 @@ from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.engine.ports import PointRow
 from vapor_desktop.engine.runtime import Engine, new_identity
 from vapor_desktop.lab.processes import wait_until
-from vapor_desktop.model.errors import InvalidRequest, NotFound, SiteUnreachable, TokenRevoked, VaporError
+from vapor_desktop.model.errors import NotFound, SiteUnreachable, TokenRevoked, VaporError
 from vapor_desktop.model.operations import OperationState, StepState
-from vapor_desktop.model.policy import Policy
+from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, RpoHealth
+from vapor_desktop.model.view import SettingsEdit
 from vapor_desktop.store.durable import DbosOperations
 from vapor_desktop.store.repository import SqlRepository
 
@@ -218,9 +219,10 @@ def test_pause_resume_and_limits(backend: EngineBackend) -> None:
     assert backend.snapshot().protections[0].next_due_at is None
     backend.resume("p1")
     assert not backend.snapshot().protections[0].protection.paused
-    with pytest.raises(InvalidRequest):
-        backend.set_rpo_target("p1", 4)
-    backend.set_rpo_target("p1", 86400)
+    edit = SettingsEdit(1, Policy(rpo_target_s=60), Mappings())
+    with pytest.raises(SiteUnreachable):  # the target's manifest is the truth: without it nothing is changed
+        backend.edit("p1", edit)
+    assert backend.snapshot().protections[0].protection.policy.rpo_target_s == 10
     with pytest.raises(NotFound):
         backend.pause("nothing")
 

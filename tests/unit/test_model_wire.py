@@ -68,6 +68,7 @@ EXAMPLES: list[Value] = [
         grant=GRANT, protection_id="p", vm_name="n", target_site="b", policy=POLICY,
         mappings=Mappings(networks={"a": "b"}),
     ),
+    wire.SettingsWrite(grant=GRANT, expect_version=4, policy=POLICY, mappings=Mappings(networks={"a": "b"})),
     wire.ReplicaView(
         manifest=MANIFEST, root="/r", used_bytes=BIG, incoming=INCOMING, files_in_chain=3, valid=False,
         seeded=("vda",),

@@ -55,6 +55,11 @@ def test_a_clean_pass_in_slices(rig: Rig, vda: SourceDisk) -> None:
         parts = [scrub(rig, [disk("vda", SIZE, socket)], 3 * MIB) for _ in range(3)]
     assert [p.checked_bytes for p in parts] == [3 * MIB, 3 * MIB, 2 * MIB + 4096]
     assert [p.wrapped for p in parts] == [False, False, True]
+    assert [p.reached_bytes for p in parts] == [{"vda": n} for n in (3 * MIB, 6 * MIB, SIZE)]
+    assert [bool(p.passed_at) for p in parts] == [False, False, True]
+    with export(vda.path) as socket:
+        again = scrub(rig, [disk("vda", SIZE, socket)], 3 * MIB)
+    assert (again.reached_bytes, again.passed_at) == ({"vda": 3 * MIB}, parts[2].passed_at)
     assert not any(p.source_mismatch or p.target_mismatch for p in parts)
 
 

@@ -10,6 +10,7 @@ from replica_bench import MIB, SOURCE, START, TARGET, VM, XML, Bench, Source, re
 from vapor_desktop.model.errors import (
     Conflict,
     DiskShrunk,
+    EditOutdated,
     EpochMoved,
     InvalidRequest,
     NotFound,
@@ -20,7 +21,8 @@ from vapor_desktop.model.errors import (
 )
 from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.manifest import DiskMode, Epoch
-from vapor_desktop.model.wire import CurrentAsOf, RunRequest
+from vapor_desktop.model.policy import Mappings, Policy
+from vapor_desktop.model.wire import CurrentAsOf, RunRequest, SettingsWrite
 
 
 @pytest.fixture
@@ -328,3 +330,51 @@ def test_a_corrupt_mark_makes_a_compare_send_the_block_again(bench: Bench) -> No
     assert table.root() == ""
     bench.store.mark_verified(VM, 1, bench.grant())
     assert bench.manifest.points[0].verified
+
+
+def test_settings_are_written_on_their_version_only(bench: Bench) -> None:
+    bench.cycle()
+    wanted = Policy(rpo_target_s=77)
+
+    def write(version: int, policy: Policy = wanted, **grant: object) -> None:
+        bench.store.write_settings(
+            VM,
+            SettingsWrite(
+                grant=bench.grant(**grant),
+                expect_version=version,
+                policy=policy,
+                mappings=Mappings(networks={"a": "b"}),
+            ),
+        )
+
+    write(1)
+    assert (bench.manifest.policy, bench.manifest.settings_version) == (wanted, 2)
+    write(1)  # the very same again: an answer that got lost
+    assert bench.manifest.settings_version == 2
+    with pytest.raises(EditOutdated):
+        write(1, Policy(rpo_target_s=78))
+    with pytest.raises(StaleLease):
+        write(2, Policy(rpo_target_s=78), fence=99)
+    assert bench.manifest.policy == wanted
+    bench.cycle()
+    assert (bench.manifest.policy, bench.manifest.mappings.networks) == (wanted, {"a": "b"})
+    bench.check()
+
+
+def test_a_replica_that_exists_keeps_its_settings(bench: Bench) -> None:
+    bench.store.write_settings(
+        VM,
+        SettingsWrite(grant=bench.grant(), expect_version=1, policy=Policy(rpo_target_s=77), mappings=Mappings()),
+    )
+    bench.create()  # an engine that has not heard of the edit makes sure that the replica is there
+    assert bench.manifest.policy.rpo_target_s == 77
+
+
+def test_a_view_tells_what_each_disk_takes_up(bench: Bench) -> None:
+    bench.cycle()
+    view = bench.store.view(VM)
+    assert set(view.disk_bytes) == {"vda", "vdb"}
+    layout = bench.root / VM / "disks"
+    assert sum(view.disk_bytes.values()) == sum(f.stat().st_blocks * 512 for f in layout.iterdir())
+    bench.open().close()
+    assert sum(bench.store.view(VM).disk_bytes.values()) > sum(view.disk_bytes.values())

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vapor_desktop.model import retention
 from vapor_desktop.model.errors import InvalidRequest
 from vapor_desktop.model.manifest import PointEntry
-from vapor_desktop.model.policy import Retention
+from vapor_desktop.model.policy import Policy, Retention
 
 START = datetime(2026, 3, 1, 0, 7, tzinfo=UTC)
 RETENTIONS = st.builds(Retention, newest=st.integers(1, 6), hourly=st.integers(0, 6), daily=st.integers(0, 4))
@@ -149,3 +149,16 @@ def test_what_does_not_fit_is_refused() -> None:
 )
 def test_chain_limit(version: int | None, limit: int) -> None:
     assert retention.chain_limit(version) == limit
+
+
+def test_the_chain_limit_of_what_a_site_tells() -> None:
+    for version, limit in (("9.0.0", 32), ("10.8.0", 16), ("11.3.0", 16), ("12.0.1", 32), (None, 16), ("new", 16)):
+        assert retention.chain_limit_of(version) == limit, version
+
+
+def test_points_at_times_of_day_are_as_far_apart_as_the_longest_gap() -> None:
+    assert retention.longest_gap_s([time(6)]) == 86400
+    assert retention.longest_gap_s([time(6), time(18, 30)]) == 12 * 3600 + 1800
+    assert retention.longest_gap_s([time(23), time(1), time(12)]) == 11 * 3600
+    assert retention.interval_s(Policy(rpo_target_s=60)) == 60
+    assert retention.interval_s(Policy(rpo_target_s=60, at_times=(time(0), time(12)))) == 43200

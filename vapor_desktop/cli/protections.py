@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import threading
-from datetime import time
 from typing import Literal
 
 import click
 
 from vapor_desktop.cli import program
 from vapor_desktop.cli.output import Output, duration, json_option, size
+from vapor_desktop.cli.policy_options import PolicyOptions, policy_options
 from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.model.errors import InvalidRequest, NotFound
+from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.view import ProtectionStatus, ProtectRequest
-
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in the stub
-    """``10s``, ``15min``, ``1h`` or plain seconds."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Seconds."""
-        text = str(value).strip().lower()
-        for unit in sorted(_UNITS, key=len, reverse=True):
-            if text.endswith(unit) and text[: -len(unit)].strip().isdigit():
-                return int(text[: -len(unit)]) * _UNITS[unit]
-        if text.isdigit():
-            return int(text)
-        return self.fail(f"“{value}” is not a duration; write 30s, 15min or 1h", param, ctx)
 
 
 def status_facts(r: ProtectionStatus) -> dict[str, object]:
@@ -116,18 +99,8 @@ def watch(out: Output, interval: float, count: int) -> None:
 @click.argument("vms", nargs=-1, required=True)
 @click.option("--from", "source", required=True, help="Source site.")
 @click.option("--to", "target", required=True, help="Target site.")
-@click.option("--rpo", type=Duration(), default="15min", show_default=True, help="RPO target, 5s to 24h.")
-@click.option("--map", "maps", multiple=True, metavar="SOURCE=TARGET", help="Network mapping; repeatable.")
-@click.option("--keep", nargs=3, type=int, default=(6, 6, 3), show_default=True, help="Newest, hourly, daily points.")
-@click.option("--at", "at", multiple=True, metavar="HH:MM", help="Cycles at fixed times of day (UTC); repeatable.")
-@click.option("--limit", type=int, default=None, help="Bandwidth limit in bytes per second.")
-@click.option(
-    "--start-guard",
-    type=click.Choice(["hold", "start"]),
-    default="hold",
-    show_default=True,
-    help="After the host booted and while the other site cannot be asked: hold it, or start it (split-brain risk).",
-)
+@policy_options
+@click.option("--dry-run", is_flag=True, help="Only run the preflight.")
 @click.option("--wait", is_flag=True, help="Until the first recovery point is complete.")
 @json_option
 @click.pass_obj
@@ -136,25 +109,12 @@ def protect(
     vms: tuple[str, ...],
     source: str,
     target: str,
-    rpo: int,
-    maps: tuple[str, ...],
-    keep: tuple[int, int, int],
-    at: tuple[str, ...],
-    limit: int | None,
-    start_guard: str,
+    asked: PolicyOptions,
+    dry_run: bool,
     wait: bool,
 ) -> None:
     """Protect VMS (names or UUIDs) of the source site at the target site."""
-    networks: dict[str, str] = {}
-    for pair in maps:
-        left, sep, right = pair.partition("=")
-        if not sep or not left or not right:
-            raise click.BadParameter(f"“{pair}” is not SOURCE=TARGET", param_hint="--map")
-        networks[left] = right
-    try:
-        times = tuple(time.fromisoformat(text) for text in at)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--at") from error
+    policy = asked.policy(Policy())
     with program.acting() as backend:
         a, b = program.find_site(backend, source), program.find_site(backend, target)
         there = {v.name: v.vm_uuid for v in backend.vms(a.site_id)}
@@ -168,12 +128,16 @@ def protect(
             tuple(uuids),
             a.site_id,
             b.site_id,
-            rpo,
-            networks,
-            *keep,
-            bandwidth_bytes_s=limit,
-            at_times=times,
-            start_guard=start_guard,
+            policy.rpo_target_s,
+            asked.networks({}),
+            policy.retention.newest,
+            policy.retention.hourly,
+            policy.retention.daily,
+            bandwidth_bytes_s=policy.bandwidth_bytes_s,
+            quiesce=policy.quiesce.value,
+            start_guard=policy.start_guard.value,
+            at_times=policy.at_times,
+            bandwidth_windows=policy.bandwidth_windows,
         )
         checks = backend.preflight(request, out.check)
         bad = [c for c in checks if c.state == "failed"]
@@ -183,6 +147,9 @@ def protect(
                 why="; ".join(f"{c.title}: {c.text}" for c in bad),
                 fix=" ".join(c.fix for c in bad if c.fix),
             )
+        if dry_run:
+            out.say("The preflight found nothing in the way; nothing was changed", dry_run=True)
+            return
         made = backend.protect(request)
         if wait:
             for p in made:

@@ -15,14 +15,19 @@ from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import (
     Check,
+    DisksView,
     FailoverPreview,
+    ProtectionSettings,
     ProtectRequest,
+    SettingsEdit,
     SiteProbe,
     Snapshot,
     VmStatus,
 )
+from vapor_desktop.model.wire import ImageFormat, SeedState
 
 OnCheck = Callable[[Check], None]
+OnSeed = Callable[[SeedState], None]
 
 
 class Backend(Protocol):
@@ -56,7 +61,20 @@ class Backend(Protocol):
     def sync_now(self, protection_id: str, *, wait: bool = False) -> None: ...
     def pause(self, protection_id: str) -> None: ...
     def resume(self, protection_id: str) -> None: ...
-    def set_rpo_target(self, protection_id: str, rpo_target_s: int) -> None: ...
+    def settings(self, protection_id: str) -> ProtectionSettings:
+        """As the target's manifest has them now. Raises SiteUnreachable, …"""
+
+    def edit(self, protection_id: str, edit: SettingsEdit) -> Protection:
+        """Write them to the target's manifest, under its lease. Raises EditOutdated, InvalidRequest, LeaseHeld."""
+
+    def disks(self, protection_id: str) -> DisksView:
+        """Each disk, asked now at the source and at the target."""
+
+    def seed(
+        self, protection_id: str, images: Mapping[str, str], image_format: ImageFormat, on_state: OnSeed
+    ) -> None:
+        """Copy images that are at the target already (disk -> path there) as bases of the disks' first copies."""
+
     def cancel(self, task_key: str) -> None: ...
     def pin(self, protection_id: str, seq: int, note: str) -> None: ...
     def unpin(self, protection_id: str, seq: int) -> None: ...

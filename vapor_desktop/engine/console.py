@@ -6,20 +6,22 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
-from vapor_desktop.engine import preflight, records, site_checks
-from vapor_desktop.engine.backend import OnCheck
-from vapor_desktop.engine.operations.seed import ImageFormat, SeedCopy
+from vapor_desktop.engine import disks, preflight, records, settings, site_checks
+from vapor_desktop.engine.backend import OnCheck, OnSeed
+from vapor_desktop.engine.operations.seed import SeedCopy
 from vapor_desktop.engine.plan import ours
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
 from vapor_desktop.engine.runtime import LAPSED, Engine
 from vapor_desktop.engine.sitewatch import vm_status
-from vapor_desktop.model import rpo
+from vapor_desktop.model import retention, rpo
 from vapor_desktop.model.errors import (
     Conflict,
     InvalidRequest,
     NotFound,
     NotReplicable,
+    SiteUnreachable,
     Unexpected,
     VaporError,
     from_wire,
@@ -32,16 +34,21 @@ from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import (
     Banner,
     Check,
+    DisksView,
     FailoverPreview,
+    ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
+    SettingsEdit,
     SiteProbe,
     SiteStatus,
     Snapshot,
     Task,
     VmStatus,
 )
-from vapor_desktop.model.wire import SeedState
+from vapor_desktop.model.wire import ImageFormat, ReplicaView
+
+_T = TypeVar("_T")
 
 VERB_DEADLINE_S = 120.0
 TAKEN_WITHIN_S = 30.0
@@ -184,6 +191,7 @@ class EngineBackend:
             raise InvalidRequest(f"{source.name} and {target.name} are not paired", fix="Pair them first")
         covered = {p.vm_uuid: p for p in self._repository.protections()}
         policy = policy_of(request)
+        settings.check(policy, self._chain_limit(target))
         made = []
         hypervisor = self._gateway.hypervisor(source)
         for vm_uuid in request.vm_uuids:
@@ -275,6 +283,7 @@ class EngineBackend:
             now = next(iter(self._repository.cycles(p.protection_id, 1)), None)
             if now is not None and now != last:
                 if now.outcome in {"point", "unchanged", "partial"}:
+                    self._engine.forget_rows()
                     return
                 if now.outcome == "failed":
                     raise from_wire({"code": now.error_code, "what": now.error})
@@ -300,16 +309,14 @@ class EngineBackend:
         protection_id: str,
         images: Mapping[str, str],
         image_format: ImageFormat = "qcow2",
-        on_state: Callable[[SeedState], None] = lambda _s: None,
+        on_state: OnSeed = lambda _s: None,
     ) -> None:
         """Copy images that are at the target already (disk -> path there) as bases of the disks' first copies."""
         p = self._protection(protection_id)
         source, target = self._site(p.source_site), self._site(p.target_site)
         me = self._engine.identity
-        copy = SeedCopy(
-            self._gateway.api(target), self._gateway.hypervisor(source), self._clock, p, me.engine_id, me.name
-        )
-        copy.run(images, image_format, lambda: self.cancel(protection_id), on_state)
+        copy = SeedCopy(self._gateway.api(target), self._gateway.hypervisor(source), p, me.engine_id, me.name)
+        copy.run(images, image_format, lambda: self._stop_cycle(protection_id), on_state)
         self._note(
             "seeded",
             f"First copies of {', '.join(sorted(images))} begin from images at {target.name}",
@@ -325,7 +332,7 @@ class EngineBackend:
             return records.to_phase(Phase.PAUSED)(p).model_copy(update={"paused": True})
 
         records.update(self._repository, protection_id, change)
-        self._repository.ask("cancel", {"protection_id": protection_id}, self._engine.identity.name, TAKEN_WITHIN_S)
+        self._stop_cycle(protection_id)
         self._changed()
         self._note("paused", "Replication paused", protection_id)
 
@@ -342,15 +349,60 @@ class EngineBackend:
         self._note("resumed", "Replication resumed", protection_id)
         self._changed()
 
-    def set_rpo_target(self, protection_id: str, rpo_target_s: int) -> None:
-        """Any whole number of seconds from 5 s to 24 h."""
-        _check_rpo(rpo_target_s)
+    def settings(self, protection_id: str) -> ProtectionSettings:
+        """As the target's manifest has them now; before the replica is made, as they were asked for."""
+        p = self._protection(protection_id)
+        target = self._site(p.target_site)
+        manifest = settings.read(self._gateway.api(target), p)
+        policy, mappings = (manifest.policy, manifest.mappings) if manifest else (p.policy, p.mappings)
+        seen = next((vm.networks for vm in self._engine.sites.vms() if vm.vm_uuid == p.vm_uuid), ())
+        return ProtectionSettings(
+            protection_id=protection_id,
+            vm_name=p.vm_name,
+            target_name=target.name,
+            version=manifest.settings_version if manifest else p.settings_version,
+            policy=policy,
+            mappings=mappings,
+            chain_limit=self._chain_limit(target),
+            source_networks=tuple(dict.fromkeys((*mappings.networks, *seen))),
+            target_networks=tuple(self._gateway.hypervisor(target).networks()),
+        )
 
-        def change(p: Protection) -> Protection:
-            return p.model_copy(update={"policy": p.policy.model_copy(update={"rpo_target_s": rpo_target_s})})
-
-        records.update(self._repository, protection_id, change)
+    def edit(self, protection_id: str, edit: SettingsEdit) -> Protection:
+        """Write settings to the target's manifest; the database only follows. A running cycle goes on under them."""
+        p = self._protection(protection_id)
+        target = self._site(p.target_site)
+        settings.check(edit.policy, self._chain_limit(target))
+        there = set(self._gateway.hypervisor(target).networks())
+        lost = sorted(
+            {new for old, new in edit.mappings.networks.items() if p.mappings.networks.get(old) != new} - there
+        )
+        if lost:
+            have = ", ".join(sorted(there)) or "none"
+            raise InvalidRequest(f"{target.name} has no network {', '.join(lost)}", fix=f"Networks there: {have}")
+        me = self._engine.identity
+        change = settings.SettingsChange(self._gateway.api(target), p, me.engine_id, me.name)
+        manifest = change.run(edit, lambda: self._stop_cycle(protection_id))
+        after = records.update(
+            self._repository,
+            protection_id,
+            lambda q: records.settings_of(manifest)(q).model_copy(update={"not_before": None}),
+        )
+        self._note("edited", f"Settings changed (version {manifest.settings_version})", protection_id)
         self._changed()
+        return after
+
+    def disks(self, protection_id: str) -> DisksView:
+        """Each disk. A side that does not answer is said, and its columns are unknown."""
+        p = self._protection(protection_id)
+        domain, source_trouble = _asked(lambda: self._gateway.hypervisor(self._near(p.source_site)).domain(p.vm_uuid))
+        replica, target_trouble = _asked(lambda: self._replica(p))
+        newest, lost = None, ""
+        if replica is not None and replica.manifest.newest is not None:
+            seq, api = replica.manifest.newest.seq, self._gateway.api(self._site(p.target_site))
+            newest, lost = _asked(lambda: api.point(p.vm_uuid, seq))
+        known = disks.notes(self._repository, protection_id)
+        return DisksView(disks.rows(domain, replica, newest, known), source_trouble, target_trouble or lost)
 
     def cancel(self, task_key: str) -> None:
         """Cancel the cycle of that protection."""
@@ -463,6 +515,30 @@ class EngineBackend:
             f"“{verb}” has not ended within {deadline_s:.0f} s; it may still be at work", fix="Look at the history"
         )
 
+    def _stop_cycle(self, protection_id: str) -> None:
+        """Ask, and do not wait: whoever holds the lease is waited for."""
+        self._repository.ask("cancel", {"protection_id": protection_id}, self._engine.identity.name, TAKEN_WITHIN_S)
+        self._engine.wake()
+
+    def _chain_limit(self, target: Site) -> int:
+        return retention.chain_limit_of(self._gateway.api(target).identity()[0].libvirt_version)
+
+    def _replica(self, p: Protection) -> ReplicaView | None:
+        """None: it is not made yet."""
+        api = self._gateway.api(self._near(p.target_site))
+        try:
+            return api.replica(p.vm_uuid)
+        except NotFound:
+            return None
+
+    def _near(self, site_id: str) -> Site:
+        """The site, unless the last look found that it does not answer: it is not worth a time-out each time."""
+        site = self._site(site_id)
+        seen = self._engine.sites.seen(site_id)
+        if seen is not None and seen.status.reachable is False:
+            raise SiteUnreachable(f"{site.name} does not answer", why=seen.status.error or "")
+        return site
+
     def _changed(self) -> None:
         """What was just done must be in the next snapshot, and may be due now."""
         self._engine.forget_rows()
@@ -492,6 +568,7 @@ def policy_of(request: ProtectRequest) -> Policy:
         retention=Retention(newest=request.newest, hourly=request.hourly, daily=request.daily),
         bandwidth_bytes_s=request.bandwidth_bytes_s,
         quiesce=Quiesce(request.quiesce),
+        bandwidth_windows=request.bandwidth_windows,
         at_times=request.at_times,
         start_guard=StartGuard(request.start_guard),
     )
@@ -504,6 +581,14 @@ def _check_rpo(rpo_target_s: int) -> None:
         )
 
 
+def _asked(look: Callable[[], _T]) -> tuple[_T | None, str]:
+    """What was found, or why it cannot be told."""
+    try:
+        return look(), ""
+    except VaporError as error:
+        return None, str(error)
+
+
 def _from_manifest(m: Manifest, now: datetime) -> Protection:
     over = m.epoch.owner == m.target_site
     return Protection(
@@ -514,6 +599,7 @@ def _from_manifest(m: Manifest, now: datetime) -> Protection:
         target_site=m.target_site,
         policy=m.policy,
         mappings=m.mappings,
+        settings_version=m.settings_version,
         epoch_number=m.epoch.number,
         epoch_owner=m.epoch.owner,
         phase=Phase.FAILED_OVER if over else Phase.SOURCE_UNREACHABLE,

@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from vapor_desktop.engine import records
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.offline import OfflineImages
 from vapor_desktop.engine.plan import CyclePlan, ours, plan_cycle
 from vapor_desktop.engine.ports import Clock, Hypervisor, Mover, SiteApi
 from vapor_desktop.engine.source_job import SourceJob
-from vapor_desktop.model import rpo
+from vapor_desktop.model import bandwidth, rpo
 from vapor_desktop.model.domains import BackupJob, DomainView
 from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import NotFound, TransferCancelled, VaporError
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
-from vapor_desktop.model.policy import Quiesce
+from vapor_desktop.model.policy import Policy, Quiesce
 from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.wire import (
     CurrentAsOf,
@@ -38,6 +39,7 @@ from vapor_desktop.model.wire import (
     WriteGrant,
 )
 
+JOB_LEAST_S = 10.0
 SCRUB_LEAST_BYTES = 4 << 20
 SCRUB_MOST_BYTES = 256 << 20
 
@@ -135,16 +137,16 @@ class Cycle:
 
     # --- observing --------------------------------------------------------------------------------
     def _replica(self, lease: HeldLease, name: str) -> ReplicaView:
-        """The replica, made or brought up to date: a VM is its UUID, and its name is only followed."""
+        """The replica, made if need be. Its settings are the truth; the VM is its UUID, and its name is followed."""
         try:
             view = self._c.target_api.replica(self._vm)
         except NotFound:
             self._create_replica(lease, None, name)
             view = self._c.target_api.replica(self._vm)
-        there = (view.manifest.policy, view.manifest.mappings, view.manifest.vm_name)
-        if there != (self._p.policy, self._p.mappings, name):
+        if view.manifest.vm_name != name:
             self._create_replica(lease, view.manifest, name)
             view = self._c.target_api.replica(self._vm)
+        self._p = records.settings_of(view.manifest)(self._p)
         return view
 
     def _create_replica(self, lease: HeldLease, manifest: Manifest | None, name: str) -> None:
@@ -328,7 +330,7 @@ class Cycle:
         draft: PointDraft,
         lease: HeldLease,
     ) -> Transferred:
-        policy = self._p.policy
+        c, policy = self._c, self._p.policy
         only_delta = all(d.mode is DiskMode.DELTA for d in plan.disks)
         request = Transfer(
             vm_uuid=self._vm,
@@ -337,16 +339,22 @@ class Cycle:
             seq=plan.seq,
             disks=disks,
             draft=draft,
-            bandwidth_bytes_s=policy.bandwidth_bytes_s,
+            bandwidth_bytes_s=bandwidth.limit_at(policy, c.clock.now()),
             streams=policy.streams,
             resume_incoming=plan.resume_incoming,
-            deadline_s=float(policy.job_longest_s) if plan.may_pause else None,
+            deadline_s=self._deadline_s(policy) if plan.may_pause else None,
             skip_if_empty=only_delta and not plan.resume_incoming and manifest.newest is not None,
         )
-        hooks = self._c.hooks
+        hooks = c.hooks
         if hooks.cancelled():
             raise TransferCancelled(f"The cycle of “{self._p.vm_name}” was cancelled")
-        return self._c.mover.transfer(request, hooks.on_progress, lambda: hooks.cancelled() or lease.lost())
+        return c.mover.transfer(request, hooks.on_progress, lambda: hooks.cancelled() or lease.lost())
+
+    def _deadline_s(self, policy: Policy) -> float:
+        """A job ends where another bandwidth limit begins: the next one goes on under that."""
+        change_s = bandwidth.until_change_s(policy, self._c.clock.now())
+        longest_s = float(policy.job_longest_s)
+        return longest_s if change_s is None else min(longest_s, max(change_s, JOB_LEAST_S))
 
     def _scrub(self, manifest: Manifest, disks: tuple[DiskTransfer, ...], lease: HeldLease) -> Scrubbed | None:
         """Compare a slice of source and newest point; a whole pass takes the policy's days (DESIGN §5 Digests).

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -13,6 +15,32 @@ from vapor_desktop.model.errors import LeaseHeld, StaleLease, VaporError
 from vapor_desktop.model.wire import Lease, LeaseRequest
 
 TTL_S = 60.0
+
+
+def interrupting(
+    held: ExitStack,
+    make: Callable[[], HeldLease],
+    stop_cycle: Callable[[], None],
+    *,
+    patience_s: float,
+    longest_s: float,
+) -> HeldLease:
+    """Enter the lease into ``held``; a holder that has not ended after ``patience_s`` is asked to stop its cycle.
+
+    What a stopped cycle has sent is kept, and the next one goes on from there. Raises LeaseHeld when nothing
+    helped for ``longest_s``.
+    """
+    began, asked, pause = time.monotonic(), False, threading.Event()
+    while True:
+        try:
+            return held.enter_context(make())
+        except LeaseHeld:
+            if time.monotonic() - began > longest_s:
+                raise
+        if not asked and time.monotonic() - began >= patience_s:
+            asked = True
+            stop_cycle()
+        pause.wait(0.2)
 
 
 class HeldLease:

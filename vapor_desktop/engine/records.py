@@ -57,7 +57,7 @@ def to_cycle_phase(phase: Phase) -> Change:
 
 
 def cache_manifest(repository: Repository, protection_id: str, manifest: Manifest) -> None:
-    """The database is a cache of the manifest: copy what views need."""
+    """The database is a cache of the manifest: copy the points, and the settings unless newer ones are known."""
     rows = [
         PointRow(
             protection_id=protection_id,
@@ -74,6 +74,24 @@ def cache_manifest(repository: Repository, protection_id: str, manifest: Manifes
         if not p.dead
     ]
     repository.replace_points(protection_id, rows)
+    if repository.protection(protection_id) is not None:
+        update(repository, protection_id, settings_of(manifest))
+
+
+def settings_of(manifest: Manifest) -> Change:
+    """A change to the manifest's policy and mappings. An answer that was overtaken on its way changes nothing."""
+
+    def change(p: Protection) -> Protection:
+        if manifest.settings_version < p.settings_version and manifest.target_site == p.target_site:
+            return p
+        settings = {
+            "policy": manifest.policy,
+            "mappings": manifest.mappings,
+            "settings_version": manifest.settings_version,
+        }
+        return p.model_copy(update=settings)
+
+    return change
 
 
 def note(

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from vapor_desktop.engine import records
+from vapor_desktop.engine import disks, records
 from vapor_desktop.engine.cycle import Cycle, CycleContext, Hooks, Outcome
 from vapor_desktop.engine.guarding import GuardArmer
 from vapor_desktop.engine.lease import HeldLease
@@ -165,6 +165,7 @@ class ProtectionWorker:
         else:
             phase = Phase.SYNCING
         records.update(self._repository, protection_id, records.to_cycle_phase(phase))
+        disks.note_plan(self._repository, protection_id, plan)
         for disk in plan.disks:
             if disk.mode is not DiskMode.DELTA:
                 log.info("disk is not sent by delta", disk=disk.target, mode=disk.mode.value, why=disk.why)
@@ -213,6 +214,8 @@ class ProtectionWorker:
 
         before = self._repository.protection(pid)
         records.update(self._repository, pid, change)
+        if outcome.scrubbed is not None:
+            disks.note_scrub(self._repository, pid, outcome.scrubbed)
         self._judge_scrub(protection, outcome)
         if before is not None and before.failures:
             records.note(
@@ -308,11 +311,7 @@ class ProtectionWorker:
     def _chain_limit(self, target: Site) -> int:
         """How many files a chain may have at the target; the smaller number while its libvirt is unknown."""
         seen = self._sites.seen(target.site_id)
-        version = seen.status.libvirt_version if seen else None
-        if version is None:
-            return retention.chain_limit(None)
-        major, minor, *_ = (int(part) for part in version.split("."))
-        return retention.chain_limit(major * 1_000_000 + minor * 1_000)
+        return retention.chain_limit_of(seen.status.libvirt_version if seen else None)
 
     def _make_room(self, protection: Protection) -> None:
         """A full target: let go now of what the policy no longer keeps, for no cycle will come to it."""
@@ -332,7 +331,7 @@ class ProtectionWorker:
         limit = self._chain_limit(target) - extra_files
         clock_row = self._repository.clock(target.site_id)
         now = self._clock.now() + timedelta(seconds=clock_row[0] if clock_row else 0.0)  # the points' own clock
-        if not _to_drop(manifest, protection, now, limit):
+        if not _to_drop(manifest, now, limit):
             return
         api = self._gateway.api(target)
         refused: set[int] = set()
@@ -340,7 +339,7 @@ class ProtectionWorker:
             with HeldLease(
                 api, protection.vm_uuid, self._identity.engine_id, self._identity.name, "retention"
             ) as lease:
-                while due := _to_drop(manifest, protection, now, limit, refused):
+                while due := _to_drop(manifest, now, limit, refused):
                     newest = manifest.newest
                     grant = WriteGrant(
                         fence=lease.fence,
@@ -358,9 +357,7 @@ class ProtectionWorker:
         records.cache_manifest(self._repository, protection.protection_id, manifest)
 
 
-def _to_drop(
-    manifest: Manifest, protection: Protection, now: datetime, limit: int, refused: Collection[int] = ()
-) -> list[int]:
+def _to_drop(manifest: Manifest, now: datetime, limit: int, refused: Collection[int] = ()) -> list[int]:
     living = [p for p in manifest.points if not p.dead]
-    rule = protection.policy.retention
+    rule = manifest.policy.retention
     return retention.plan(living, rule, now, refused=refused, chain_limit=limit)

@@ -31,7 +31,7 @@ from vapor_desktop.gui.rpo_edit import RpoEdit
 from vapor_desktop.gui.rpo_tab import RpoTab
 from vapor_desktop.gui.verbs import Verbs
 from vapor_desktop.model.states import Phase, RpoHealth, Severity
-from vapor_desktop.model.view import ProtectionStatus, Snapshot
+from vapor_desktop.model.view import ProtectionStatus, SettingsEdit, Snapshot
 
 REREAD_S = 10
 
@@ -335,7 +335,13 @@ class DetailPage(QWidget):
         key, seconds, backend = self._key, self.rpo_edit.seconds(), self._context.backend
         if key is not None and self._row is not None:
             title = f"RPO target of {self._row.name}: {words.duration(seconds)}"
-            self._context.errands.run(title, lambda: backend.set_rpo_target(key, seconds), subject=key)
+
+            def change() -> None:
+                now = backend.settings(key)
+                policy = now.policy.model_copy(update={"rpo_target_s": seconds})
+                backend.edit(key, SettingsEdit(now.version, policy, now.mappings))
+
+            self._context.errands.run(title, change, subject=key)
 
     def _restyle(self) -> None:
         self.back.setIcon(icon("back", self._theme.colours.text))

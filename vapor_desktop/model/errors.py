@@ -169,6 +169,13 @@ class ParentMoved(VaporError):
     code, fate = "PARENT-MOVED", Fate.RETRY
 
 
+class EditOutdated(VaporError):
+    """The settings were changed by somebody else since they were read."""
+
+    code, fate = "EDIT-OUTDATED", Fate.OPERATOR
+    default_fix = "Read the settings again, then make the change on what they are now"
+
+
 # --- the hypervisor ------------------------------------------------------------------------------
 class HypervisorUnreachable(VaporError):
     """libvirt did not answer."""

@@ -114,6 +114,7 @@ class Manifest(Value):
     epoch: Epoch
     policy: Policy = Policy()
     mappings: Mappings = Mappings()
+    settings_version: Annotated[int, Field(ge=1)] = 1  # rises with every edit of policy or mappings
     next_seq: Annotated[int, Field(ge=1)] = 1
     points: tuple[PointEntry, ...] = ()  # oldest first
     runs: dict[str, dict[str, str]] = {}  # epoch number -> {disk target: overlay path below the replica}

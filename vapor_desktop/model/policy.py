@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 RPO_MIN_S = 5
 RPO_MAX_S = 24 * 3600
+BANDWIDTH_MIN_BYTES_S = 65536
 RPO_PRESETS_S = {"15 min": 900, "1 h": 3600, "12 h": 43200}
 
 
@@ -41,6 +42,14 @@ class Retention(Value):
     daily: Annotated[int, Field(ge=0, le=24)] = 3
 
 
+class BandwidthWindow(Value):
+    """From ``start`` to ``end`` (times of day, UTC; past midnight when ``end`` is not later) another limit holds."""
+
+    start: time
+    end: time
+    bandwidth_bytes_s: Annotated[int, Field(ge=BANDWIDTH_MIN_BYTES_S)] | None = None  # None: no limit
+
+
 class Policy(Value):
     """What the administrator promised for one VM."""
 
@@ -49,7 +58,8 @@ class Policy(Value):
     retention: Retention = Retention()
     quiesce: Quiesce = Quiesce.TRY
     quiesce_every: Annotated[int, Field(ge=1)] = 1  # every Nth point is frozen
-    bandwidth_bytes_s: Annotated[int, Field(ge=65536)] | None = None
+    bandwidth_bytes_s: Annotated[int, Field(ge=BANDWIDTH_MIN_BYTES_S)] | None = None
+    bandwidth_windows: tuple[BandwidthWindow, ...] = ()  # the first that holds overrides the limit above
     streams: Annotated[int, Field(ge=1, le=8)] = 1
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     start_guard: StartGuard = StartGuard.HOLD

@@ -6,11 +6,11 @@ A point is forgotten by merging the next one into its file, so it goes only when
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 
 from vapor_desktop.model.errors import InvalidRequest
 from vapor_desktop.model.manifest import PointEntry
-from vapor_desktop.model.policy import Retention
+from vapor_desktop.model.policy import Policy, Retention
 
 CHAIN_LIMIT = 32
 # Deeper chains do not start there [facts/libvirt 0.11]; versions as virConnectGetLibVersion gives them.
@@ -28,6 +28,14 @@ def chain_limit(libvirt_version: int | None) -> int:
     return CHAIN_LIMIT
 
 
+def chain_limit_of(libvirt_version: str | None) -> int:
+    """The same for a version as a site tells it ("11.3.0"); None, or what is no version, gets the lower limit."""
+    parts = (libvirt_version or "").split(".")
+    if len(parts) < 2 or not all(part.isdecimal() for part in parts[:2]):
+        return chain_limit(None)
+    return chain_limit(int(parts[0]) * 1_000_000 + int(parts[1]) * 1_000)
+
+
 def kept_points(retention: Retention) -> int:
     """How many points a retention keeps in the long run."""
     return retention.newest + retention.hourly + retention.daily
@@ -42,6 +50,19 @@ def check_fits(retention: Retention, limit: int) -> None:
             f"the target starts chains of at most {limit} files",
             fix=f"Keep at most {limit - 1} points in all",
         )
+
+
+def longest_gap_s(at_times: Sequence[time]) -> int:
+    """The longest wait between two of these times of day, over midnight too; 24 h for a single one."""
+    day = 24 * 3600
+    seconds = sorted({t.hour * 3600 + t.minute * 60 + t.second for t in at_times})
+    gaps = [b - a for a, b in zip(seconds, [*seconds[1:], seconds[0] + day], strict=True)] if seconds else []
+    return max(gaps, default=0)
+
+
+def interval_s(policy: Policy) -> float:
+    """How far apart points are at most, when all goes well: by the RPO target, or by the times of day."""
+    return float(longest_gap_s(policy.at_times) or policy.rpo_target_s)
 
 
 def reach(retention: Retention, rpo_target_s: float) -> timedelta:

@@ -36,6 +36,7 @@ class Protection(Value):
     target_site: str
     policy: Policy
     mappings: Mappings = Mappings()
+    settings_version: int = 1  # of policy and mappings, as the manifest counts them
     epoch_number: int = 1
     epoch_owner: str
     phase: Phase = Phase.INITIAL_SYNC

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, time
 
 from vapor_desktop.model.errors import SiteUnreachable
+from vapor_desktop.model.policy import BandwidthWindow, Mappings, Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import RpoHealth, Severity
 from vapor_desktop.model.wire import Progress
@@ -82,6 +83,68 @@ class DiskVerdictView:
     reason: str
     fix: str
     size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatus:
+    """A disk of a protected VM: at the source, in the replica, and in the last cycle. Sizes in bytes.
+
+    ``kind`` "": the source could not be asked. ``replica_bytes`` None: the target could not.
+    """
+
+    target: str
+    bus: str
+    format: str
+    source: str | None  # path or device at the source
+    size_bytes: int | None
+    allocated_bytes: int | None
+    kind: str  # delta | compare | excluded | refused | ""
+    reason: str  # why so, or what to be warned of
+    fix: str
+    in_point: bool  # the newest recovery point holds it
+    seeded: bool  # its first copy will stand on an image that was at the target
+    replica_bytes: int | None
+    received_bytes: int | None  # durable bytes of an unfinished copy
+    last_mode: str  # delta | compare | full: what the last cycle did; "" before the first
+    last_why: str
+    last_sent_bytes: int | None  # data in the newest point
+    last_seq: int | None
+    scrub_reached_bytes: int | None  # how far the running pass has come
+    scrub_passed_at: datetime | None  # when it was last read to its end and compared
+    verified: bool | None  # False: the newest point's data did not match its digests
+
+
+@dataclass(frozen=True, slots=True)
+class DisksView:
+    """All disks, with what could not be asked said."""
+
+    disks: tuple[DiskStatus, ...]
+    source_trouble: str = ""
+    target_trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsEdit:
+    """What a protection's settings shall be. ``version``: of the settings that the edit was made on."""
+
+    version: int
+    policy: Policy
+    mappings: Mappings
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectionSettings:
+    """A protection's settings as its target has them, and what an editor needs beside them."""
+
+    protection_id: str
+    vm_name: str
+    target_name: str
+    version: int
+    policy: Policy
+    mappings: Mappings
+    chain_limit: int  # files that a chain may have at the target
+    source_networks: tuple[str, ...]  # of the VM, and those mapped already
+    target_networks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,3 +286,4 @@ class ProtectRequest:
     quiesce: str = "try"
     start_guard: str = "hold"
     at_times: tuple[time, ...] = ()  # fixed times of day (UTC) instead of deadlines
+    bandwidth_windows: tuple[BandwidthWindow, ...] = ()

@@ -14,6 +14,8 @@ from pydantic import Field
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
 from vapor_desktop.model.policy import Mappings, Policy, StartGuard, Value
 
+ImageFormat = Literal["qcow2", "raw"]
+
 API_VERSION = 1
 API_PORT = 7770
 MOVER_PROTOCOL = 1
@@ -160,12 +162,25 @@ class WriteGrant(Value):
 
 # --- replicas --------------------------------------------------------------------------------------
 class ReplicaCreate(Value):
-    """PUT /replicas/{vm}: make the replica, or write its policy and mappings again."""
+    """PUT /replicas/{vm}: make the replica. Of one that exists only the VM's name is written: its policy and
+    mappings are the truth, and change by SettingsWrite alone."""
 
     grant: WriteGrant
     protection_id: str
     vm_name: str
     target_site: str
+    policy: Policy
+    mappings: Mappings
+
+
+class SettingsWrite(Value):
+    """PUT /replicas/{vm}/settings: another policy and other mappings.
+
+    ``expect_version``: the ``settings_version`` that the edit was made on; EDIT-OUTDATED when it has moved.
+    """
+
+    grant: WriteGrant
+    expect_version: int
     policy: Policy
     mappings: Mappings
 
@@ -178,6 +193,7 @@ class ReplicaView(Value):
     used_bytes: int
     incoming: IncomingView | None
     files_in_chain: int
+    disk_bytes: dict[str, int] = {}  # disk target -> bytes that its points and its unfinished copy take up
     seeded: tuple[str, ...] = ()  # disks whose first copy stands on an image that was at the target already
     valid: bool
     trouble: dict[str, Any] | None = None
@@ -211,7 +227,7 @@ class SeedImage(Value):
     """
 
     path: str
-    format: Literal["qcow2", "raw"]
+    format: ImageFormat
     disk_bytes: int | None = None
 
 
@@ -501,6 +517,8 @@ class Scrubbed(Value):
     source_mismatch: dict[str, tuple[int, ...]]  # the source differs from what the target recorded
     target_mismatch: dict[str, tuple[int, ...]]  # the target's data differs from its own record
     wrapped: bool  # a whole pass over all disks is complete
+    reached_bytes: dict[str, int] = {}  # disk -> how far this pass has come
+    passed_at: dict[str, datetime] = {}  # disk -> when it was last read to its end (the source's clock)
 
 
 Health.model_rebuild()

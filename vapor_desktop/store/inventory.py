@@ -11,7 +11,7 @@ from sqlalchemy import delete, select, update
 from vapor_desktop.model.errors import Conflict, DatabaseTrouble
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.store.database import Database
-from vapor_desktop.store.schema import pairs, protections, sites
+from vapor_desktop.store.schema import pairs, protections, settings, sites
 
 _Document = TypeVar("_Document", bound=BaseModel)
 
@@ -115,3 +115,4 @@ class InventoryStore:
         """Forget it, its points, cycles and samples; events stay. Idempotent."""
         with self._db.write() as connection:
             connection.execute(delete(protections).where(protections.c.protection_id == protection_id))
+            connection.execute(delete(settings).where(settings.c.key == f"disks:{protection_id}"))

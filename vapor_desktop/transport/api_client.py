@@ -38,6 +38,7 @@ from vapor_desktop.model.wire import (
     ScratchSpace,
     SeedRequest,
     SeedState,
+    SettingsWrite,
     SshInfo,
     StorageRoot,
     WatchFreeze,
@@ -143,8 +144,12 @@ class HttpSiteApi:
         return self._get(ReplicaView, _replica(vm_uuid))
 
     def create_replica(self, vm_uuid: str, request: ReplicaCreate) -> Manifest:
-        """Make the replica, or write its policy and mappings again."""
+        """Make the replica, or follow the VM's name."""
         return self._send(Manifest, "PUT", _replica(vm_uuid), request)
+
+    def write_settings(self, vm_uuid: str, request: SettingsWrite) -> Manifest:
+        """Another policy and other mappings. Raises EditOutdated."""
+        return self._send(Manifest, "PUT", f"{_replica(vm_uuid)}/settings", request)
 
     def delete_replica(self, vm_uuid: str, grant: WriteGrant) -> None:
         """Delete all its points."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Literal
 
-from vapor_desktop.engine.lease import HeldLease
-from vapor_desktop.engine.ports import Clock, Hypervisor, SiteApi
-from vapor_desktop.model.errors import InvalidRequest, LeaseHeld, NotFound, from_wire
+from vapor_desktop.engine.lease import HeldLease, interrupting
+from vapor_desktop.engine.ports import Hypervisor, SiteApi
+from vapor_desktop.model.errors import InvalidRequest, NotFound, from_wire
 from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.sites import Protection
-from vapor_desktop.model.wire import ReplicaCreate, SeedImage, SeedRequest, SeedState, WriteGrant
+from vapor_desktop.model.wire import ImageFormat, ReplicaCreate, SeedImage, SeedRequest, SeedState, WriteGrant
 
-ImageFormat = Literal["qcow2", "raw"]
 POLL_S = 0.3
 CYCLE_ENDS_S = 60.0
 
@@ -23,11 +21,10 @@ class SeedCopy:
     """Makes the seeds of one protection, under the target's lease, so that no cycle runs meanwhile."""
 
     def __init__(
-        self, api: SiteApi, source: Hypervisor, clock: Clock, protection: Protection, holder: str, holder_name: str
+        self, api: SiteApi, source: Hypervisor, protection: Protection, holder: str, holder_name: str
     ) -> None:
         self._api = api
         self._source = source
-        self._clock = clock
         self._p = protection
         self._holder = f"{holder}/seed"  # another than the engine's: its next cycle waits instead of taking over
         self._holder_name = holder_name
@@ -52,7 +49,13 @@ class SeedCopy:
         wanted = {t: SeedImage(path=p, format=image_format, disk_bytes=sizes[t]) for t, p in images.items()}
         pause = threading.Event()
         with ExitStack() as held:
-            lease = self._lease(held, stop_cycle, pause)
+            lease = interrupting(
+                held,
+                lambda: HeldLease(self._api, self._p.vm_uuid, self._holder, self._holder_name, "seed"),
+                stop_cycle,
+                patience_s=0.0,
+                longest_s=CYCLE_ENDS_S,
+            )
             grant = _grant(lease, self._manifest(lease))
             state = self._api.seed(self._p.vm_uuid, SeedRequest(grant=grant, disks=wanted))
             while state.running:
@@ -65,22 +68,6 @@ class SeedCopy:
             missing = sorted(set(images) - set(self._api.replica(self._p.vm_uuid).seeded))
             if missing:
                 raise NotFound(f"The site forgot the seed of {', '.join(missing)}", fix="Seed again")
-
-    def _lease(self, held: ExitStack, stop_cycle: Callable[[], None], pause: threading.Event) -> HeldLease:
-        """A running cycle is asked to stop, and waited for."""
-        deadline, asked = self._clock.monotonic() + CYCLE_ENDS_S, False
-        while True:
-            try:
-                return held.enter_context(
-                    HeldLease(self._api, self._p.vm_uuid, self._holder, self._holder_name, "seed")
-                )
-            except LeaseHeld:
-                if self._clock.monotonic() > deadline:
-                    raise
-            if not asked:
-                asked = True
-                stop_cycle()
-            pause.wait(POLL_S)
 
     def _manifest(self, lease: HeldLease) -> Manifest:
         p = self._p

@@ -32,6 +32,7 @@ STATUS: dict[type[errors.VaporError], int] = {
     errors.StaleLease: 409,
     errors.EpochMoved: 409,
     errors.ParentMoved: 409,
+    errors.EditOutdated: 409,
     errors.PointPinned: 409,
     errors.DomainBusy: 409,
     errors.ManifestInvalid: 409,

@@ -16,6 +16,7 @@ from vapor_desktop.model.wire import (
     RunRequest,
     SeedRequest,
     SeedState,
+    SettingsWrite,
     WriteGrant,
 )
 from vapor_desktop.site.api.auth import Admin, Operator, Site, Viewer
@@ -38,8 +39,21 @@ def one(vm: str, _caller: Viewer, site: Site) -> ReplicaView:
 
 @router.put("/{vm}")
 def create(vm: str, body: ReplicaCreate, _caller: Operator, site: Site) -> Manifest:
-    """Make the replica, or write its policy and mappings again."""
+    """Make the replica, or follow the VM's name."""
     return site.store.create(_vm(vm), body)
+
+
+@router.put("/{vm}/settings")
+def write_settings(vm: str, body: SettingsWrite, caller: Operator, site: Site) -> Manifest:
+    """Another policy and other mappings; refused when they were changed since they were read."""
+    site.audit(
+        "settings",
+        vm_uuid=_vm(vm),
+        version=body.expect_version,
+        token_id=caller.token_id,
+        console=caller.console_name,
+    )
+    return site.store.write_settings(_vm(vm), body)
 
 
 @router.delete("/{vm}", status_code=204)

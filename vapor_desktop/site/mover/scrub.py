@@ -1,12 +1,14 @@
 """The scrub, source side: a rolling slice of every disk, source against the target's record, target against itself.
 
-The cursor lives at the source, one file per VM: ``{"target": disk, "offset": bytes, "clean": so far}``.
+The cursor lives at the source, one file per VM: ``{"target": disk, "offset": bytes, "clean": so far,
+"passed": {disk: when it was last read to its end}}``.
 """
 
 from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,13 @@ class Scrub:
                 self._pool.give_back(self.request.peer_site, session)
             clean = not result.source_mismatch and not result.target_mismatch
             after["clean"] = True if wrapped else clean and bool(cursor.get("clean", True))
+            after["passed"] = passed(self.request.disks, slices, cursor, datetime.now(UTC))
             write_json(self._path, after)
-            return result
+            done = {
+                "reached_bytes": reached(self.request.disks, after, wrapped=wrapped),
+                "passed_at": after["passed"],
+            }
+            return Scrubbed.model_validate({**result.model_dump(), **done})
 
     def _compare(self, session: PeerSession, slices: list[Slice], *, wrapped: bool, clean: bool) -> Scrubbed:
         request = self.request
@@ -125,6 +132,22 @@ class Scrub:
                         size = min(BLOCK_BYTES, disk.size_bytes - block * BLOCK_BYTES)
                         seen.append((block, size, recorded == digests[at : at + DIGEST_BYTES]))
         return seen
+
+
+def passed(
+    disks: tuple[DiskTransfer, ...], slices: list[Slice], cursor: dict[str, Any], now: datetime
+) -> dict[str, str]:
+    """When each disk was last read to its end (ISO 8601), now for those whose end is among the slices."""
+    names = {disk.target for disk in disks}
+    known = {name: str(at) for name, at in dict(cursor.get("passed", {})).items() if name in names}
+    ended = {disks[i].target for i, extent in slices if extent.offset + extent.length >= disks[i].size_bytes}
+    return {**known, **dict.fromkeys(sorted(ended), now.isoformat())}
+
+
+def reached(disks: tuple[DiskTransfer, ...], after: dict[str, Any], *, wrapped: bool) -> dict[str, int]:
+    """How far the pass has come on each disk, with the cursor behind the last slice."""
+    at, offset = str(after["target"]), int(after["offset"])
+    return {d.target: d.size_bytes if wrapped or d.target < at else offset if d.target == at else 0 for d in disks}
 
 
 def next_slices(

@@ -28,13 +28,17 @@ def check_space(root: Path, need_bytes: int, reserve_bytes: int) -> None:
         )
 
 
+def file_bytes(path: Path) -> int:
+    """Disk blocks of one file; 0 when it is gone (merged or published while we looked)."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
 def used_bytes(top: Path) -> int:
     """Disk blocks of every file below, symlinks not followed."""
     used = 0
     for folder, _, names in os.walk(top, followlinks=False):
-        for name in names:
-            try:
-                used += Path(folder, name).lstat().st_blocks * 512
-            except FileNotFoundError:  # finished or merged while we looked
-                continue
+        used += sum(file_bytes(Path(folder, name)) for name in names)
     return used

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vapor_desktop.model.errors import (
     Conflict,
+    EditOutdated,
     InvalidRequest,
     ManifestInvalid,
     NotFound,
@@ -26,6 +27,7 @@ from vapor_desktop.model.wire import (
     ReplicaView,
     Run,
     RunRequest,
+    SettingsWrite,
     WriteGrant,
 )
 from vapor_desktop.site.replica import (
@@ -46,7 +48,7 @@ from vapor_desktop.site.replica.files import FileLock, locked, make_dir, write_d
 from vapor_desktop.site.replica.incoming import Incoming, discard
 from vapor_desktop.site.replica.layout import POINT_FILES, Layout, check_vm
 from vapor_desktop.site.replica.references import References
-from vapor_desktop.site.replica.space import check_space, used_bytes
+from vapor_desktop.site.replica.space import check_space, file_bytes, used_bytes
 
 _BUSY_WAIT_S = 5.0
 _CLOCK_NOISE = timedelta(seconds=10)
@@ -99,9 +101,11 @@ class ReplicaStore:
         """One replica. Raises NotFound."""
         layout, trouble = self._layout(vm), None
         seeded: tuple[str, ...] = ()
+        bases: dict[str, str] = {}
         try:
             manifest = self._load(layout)
             seeded = tuple(sorted(seed.ready(layout, manifest)))
+            bases = {disk: s.file for disk, s in seed.load(layout).disks.items()}
         except ManifestInvalid as error:
             trouble = error.to_wire()
             try:
@@ -115,6 +119,7 @@ class ReplicaStore:
             incoming=_unfinished_view(layout),
             seeded=seeded,
             files_in_chain=self.files_in_chain(vm),
+            disk_bytes=_disk_bytes(layout, manifest, bases),
             valid=trouble is None,
             trouble=trouble,
         )
@@ -172,7 +177,7 @@ class ReplicaStore:
 
     # --- the replica itself --------------------------------------------------------------------------
     def create(self, vm: str, request: ReplicaCreate) -> Manifest:
-        """Make the replica, or write name, policy and mappings again."""
+        """Make the replica; of one that exists only the VM's name is written."""
         vm = check_vm(vm)
         if request.target_site != self._site_id:
             raise InvalidRequest("This site is not the target of that replica")
@@ -195,7 +200,30 @@ class ReplicaStore:
                 raise Conflict(f"The replica of VM {manifest.vm_name} belongs to another protection")
             if wished is not None and root != layout.root:
                 raise Conflict(f"The replica of VM {manifest.vm_name} is in {layout.root} already")
-            update = {"vm_name": request.vm_name, "policy": request.policy, "mappings": request.mappings}
+            if manifest.vm_name == request.vm_name:
+                return manifest
+            return index.save(layout, manifest, manifest.model_copy(update={"vm_name": request.vm_name}))
+
+    def write_settings(self, vm: str, request: SettingsWrite) -> Manifest:
+        """Another policy and other mappings, if nobody else changed them meanwhile. Writing the same is no change.
+
+        Raises EditOutdated, Conflict (another replica root), StaleLease, EpochMoved, ParentMoved.
+        """
+        with self._locked(vm) as layout:
+            manifest = self._granted(layout, request.grant)
+            if request.mappings.replica_root not in (None, str(layout.root)):
+                raise Conflict(f"The replica of VM {manifest.vm_name} is in {layout.root} already")
+            if (request.policy, request.mappings) == (manifest.policy, manifest.mappings):
+                return manifest
+            version = manifest.settings_version
+            if request.expect_version != version:
+                raise EditOutdated(
+                    f"The settings of {manifest.vm_name} were changed meanwhile",
+                    why=f"they are at version {version}, the edit was made on version {request.expect_version}",
+                    expected=request.expect_version,
+                    found=version,
+                )
+            update = {"policy": request.policy, "mappings": request.mappings, "settings_version": version + 1}
             return index.save(layout, manifest, manifest.model_copy(update=update))
 
     def _create(self, layout: Layout, request: ReplicaCreate) -> Manifest:
@@ -564,6 +592,18 @@ def _taken(layout: Layout, path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _disk_bytes(layout: Layout, manifest: Manifest, bases: Mapping[str, str]) -> dict[str, int]:
+    """What each disk's files take up: its seed (``bases``), its points' and those of an unfinished copy."""
+    files = [(disk, layout.disks / name) for disk, name in bases.items()]
+    files += [(disk, layout.disks / name) for p in manifest.points for disk, name in p.files.items()]
+    for _seq, _directory, record in records.unfinished(layout):
+        files += [(disk, layout.incoming / d.file) for disk, d in (record.disks if record else {}).items()]
+    used: dict[str, int] = {}
+    for disk, path in dict.fromkeys(files):
+        used[disk] = used.get(disk, 0) + file_bytes(path)
+    return used
 
 
 def _unfinished_view(layout: Layout) -> IncomingView | None:
