@@ -49,6 +49,7 @@ EXAMPLES: list[Value] = [
         site_id="b", name="site-b", version="0.1", api_version=1, mover_protocol=1, libvirt_version=None,
         qemu_version="10.0", now=NOON, boot_id="x", replica_root="/r",
     ),
+    wire.PointDomain(domain_xml="<domain/>", disks=("vda",), nvram=True),
     wire.ScratchSpace(path="/s", free_bytes=BIG, reserve_bytes=1 << 30, at=NOON),
     wire.TokenExchange(console_name="desk", console_id="c"),
     wire.ConsoleToken(token="t", token_id="i", scope=wire.Scope.OPERATE, expires_at=None),

@@ -13,9 +13,16 @@ from vapor_desktop.engine.plan import CyclePlan, DiskPlan
 from vapor_desktop.engine.ports import Hypervisor, SiteApi
 from vapor_desktop.engine.source_job import FREEZE_DEADLINE_S, SourceJob, socket_name
 from vapor_desktop.model.domains import GUEST_THAWED, BackupDisk, BackupJob, DomainView
-from vapor_desktop.model.errors import DomainBusy, HypervisorUnreachable, SiteUnreachable, VaporError
+from vapor_desktop.model.errors import (
+    DomainBusy,
+    HypervisorUnreachable,
+    ScratchFull,
+    SiteUnreachable,
+    TransferInterrupted,
+    VaporError,
+)
 from vapor_desktop.model.manifest import Consistency, DiskMode
-from vapor_desktop.model.wire import ScratchSpace, WatchFreeze, WatchJob
+from vapor_desktop.model.wire import GuardianEvent, ScratchSpace, WatchFreeze, WatchJob
 from vapor_desktop.site.guardian import RETRY_S, Guardian
 from vapor_desktop.site.settings import AlarmTargets
 from vapor_desktop.site.site_events import EventLog
@@ -133,6 +140,10 @@ class Api:
     def unwatch_freeze(self, vm_uuid: str) -> bool:
         self._reach()
         return self.guardian.unwatch_freeze(vm_uuid)
+
+    def guardian_events(self, since: datetime | None) -> Sequence[GuardianEvent]:
+        self._reach()
+        return self.guardian._events.since(since)
 
     def scratch(self) -> ScratchSpace:
         self._reach()
@@ -312,6 +323,46 @@ def test_the_engine_leaves_a_pause_that_is_not_its_jobs(
         stop_guest(rig, reason, free, **errors)
         rig.job.end()
     assert rig.host.state == "paused"
+
+
+# --- the guardian's word --------------------------------------------------------------------------------
+def test_no_job_begins_where_the_scratch_is_below_its_reserve(rig: Rig) -> None:
+    rig.host.free = GIB - 1
+    with pytest.raises(ScratchFull, match="1023 MiB are free"), rig.job.open(plan(), freeze=True):
+        raise AssertionError("the job cannot be open")
+    assert rig.host.sockets == []
+    assert rig.watches.all() == {}
+
+
+def test_a_job_that_the_guardian_ended_for_its_scratch_fails_with_that_word(rig: Rig) -> None:
+    def go_on() -> None:
+        rig.host.free = GIB - 1
+        assert rig.look(1) == ["job-ended"]
+        raise TransferInterrupted("The export broke off")
+
+    with pytest.raises(ScratchFull, match="its reserve is"), rig.job.open(plan(), freeze=False):
+        go_on()
+
+
+def test_a_job_that_nobody_renewed_fails_with_that_word(rig: Rig) -> None:
+    def go_on() -> None:
+        assert rig.look(61) == ["job-ended"]
+        raise TransferInterrupted("The export broke off")
+
+    with pytest.raises(TransferInterrupted, match="did not renew"), rig.job.open(plan(), freeze=False):
+        go_on()
+
+
+def test_an_error_that_is_not_the_guardians_doing_keeps_its_own_words(rig: Rig) -> None:
+    rig.guardian.watch_job(ANOTHER, WatchJob(holder="e", ttl_s=1, scratch_dir=str(rig.api.path), reserve_bytes=GIB))
+    rig.host.sockets.append("/vapor-of-another-vm.sock")
+    assert rig.look(2) == ["job-ended"]
+
+    def go_on() -> None:
+        raise TransferInterrupted("The export broke off")
+
+    with pytest.raises(TransferInterrupted, match="broke off"), rig.job.open(plan(), freeze=False):
+        go_on()
 
 
 # --- two consoles, one VM -------------------------------------------------------------------------------

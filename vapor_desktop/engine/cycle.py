@@ -389,6 +389,8 @@ class Cycle:
     def _outcome(
         self, plan: CyclePlan, after: Manifest, result: Transferred, domain: DomainView, scrubbed: Scrubbed | None
     ) -> Outcome:
+        if self._job.resumed:
+            self._warnings.append("the scratch of its backup job ran full and paused the guest; it runs again")
         return Outcome(
             manifest=after,
             seq=result.seq if result.published else None,

@@ -17,6 +17,8 @@ from vapor_desktop.model.rpo import CLOCK_TELLS_S
 from vapor_desktop.model.sites import Site
 from vapor_desktop.model.view import Check, ProtectRequest
 
+_SCRATCH = "Space for the scratch of backup jobs"
+
 
 def run(
     gateway: SiteGateway, source: Site, target: Site, request: ProtectRequest, on_check: OnCheck
@@ -58,6 +60,16 @@ def run(
             return Check("space", "Space at the target", "failed", text, f"Free space below {target.replica_root}")
         return Check("space", "Space at the target", "ok", text)
 
+    def read_scratch() -> Check:
+        space = gateway.api(source).scratch()
+        text = (
+            f"{space.free_bytes / 2**30:.1f} GiB free in {space.path}, reserve {space.reserve_bytes / 2**30:.1f} GiB"
+        )
+        if space.low:
+            fix = f"Free space below {space.path} on {source.name}, or move scratch_dir in its site.toml"
+            return Check("scratch", _SCRATCH, "failed", text, fix)
+        return Check("scratch", _SCRATCH, "ok", text)
+
     def read_clock() -> Check:
         _identity, offset_s, error_s = gateway.api(target).identity()
         text = f"{offset_s:+.2f} s ± {error_s:.2f} s against this console"
@@ -69,6 +81,7 @@ def run(
         [
             ("vms", f"VMs at {source.name}", read_vms),
             ("space", "Space at the target", read_space),
+            ("scratch", _SCRATCH, read_scratch),
             ("fit", f"What {target.name} needs to start them", read_fit),
             ("clock", "Clock at the target", read_clock),
         ],

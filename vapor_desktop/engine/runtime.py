@@ -21,6 +21,7 @@ import structlog
 
 from vapor_desktop.engine import alerts as alert_rules
 from vapor_desktop.engine import records, scheduler
+from vapor_desktop.engine.guardian_news import GuardianNews, open_acts
 from vapor_desktop.engine.operations.registry import TYPES
 from vapor_desktop.engine.operations.runner import OperationRunner
 from vapor_desktop.engine.operations.steps import Tools
@@ -88,6 +89,7 @@ class Engine:
         self.clock = clock
         self.identity = identity
         self.sites = SiteWatch(repository, gateway, clock)
+        self.news = GuardianNews(repository, gateway, clock)
         self.worker = ProtectionWorker(repository, gateway, self.sites, clock, identity)
         self.recovery = Recovery(repository, gateway, self.sites, clock, identity)
         tools = Tools(repository, gateway, self.sites, clock, identity, self.worker)
@@ -227,6 +229,8 @@ class Engine:
         after = self.sites.seen(site.site_id)
         if after is None or not self.active:
             return
+        if after.status.reachable:
+            self.news.read(site)
         if after.status.reachable is False and not after.status.refuses:
             self._source_dark(site.site_id)
         elif after.status.reachable and before is not None and before.status.reachable is False:
@@ -381,7 +385,7 @@ class Engine:
             ]
         )
         site_rows = self.sites.statuses(list(self.repository.sites()), {})
-        current = alert_rules.conditions(rows, site_rows, now)
+        current = [*alert_rules.conditions(rows, site_rows, now), *open_acts(rows, self.news.acts(), now)]
         before = self._alerts
         after = alert_rules.episodes(before, current, alert_rules.undecided(rows), now)
         with self._lock:

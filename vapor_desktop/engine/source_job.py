@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import PurePosixPath
 
 import structlog
@@ -17,7 +18,7 @@ import structlog
 from vapor_desktop.engine.plan import CyclePlan
 from vapor_desktop.engine.ports import Hypervisor, SiteApi
 from vapor_desktop.model.domains import GUEST_THAWED, BackupDisk, BackupJob, paused_by_scratch
-from vapor_desktop.model.errors import DomainBusy, VaporError
+from vapor_desktop.model.errors import DomainBusy, ScratchFull, TransferCancelled, TransferInterrupted, VaporError
 from vapor_desktop.model.manifest import Consistency
 from vapor_desktop.model.wire import WatchFreeze, WatchJob
 
@@ -44,6 +45,7 @@ class SourceJob:
     holder: str
     scratch_dir: str
     scratch_reserve_bytes: int
+    resumed: bool = False  # the guest, which the job's full scratch had paused
 
     def clear_leftovers(self) -> None:
         """A dead engine's job would block every snapshot and backup of the VM: end it. Others' jobs are theirs.
@@ -70,15 +72,44 @@ class SourceJob:
 
     @contextmanager
     def open(self, plan: CyclePlan, *, freeze: bool) -> Iterator[tuple[BackupJob, Consistency]]:
-        """The job, watched and renewed. The caller ends it (``end``); when the block fails it is ended here."""
+        """The job, watched and renewed. The caller ends it (``end``); when the block fails it is ended here.
+
+        Raises ScratchFull when there is too little room to begin, or when the guardian ended the job for it.
+        """
+        space = self.api.scratch()
+        if space.low:
+            free, reserve = space.free_bytes >> 20, space.reserve_bytes >> 20
+            raise ScratchFull(
+                f"There is too little room for the scratch of a backup job of “{self.vm_name}”",
+                why=f"{free} MiB are free in {space.path} at the source, its reserve is {reserve} MiB",
+            )
         self.api.watch_job(self.vm_uuid, self._watch())
         try:
             job = self._begin(plan, freeze)
             with _Renewal(lambda: self.api.watch_job(self.vm_uuid, self._watch())):
                 yield job
+        except VaporError as error:
+            self._abandon()
+            ended = None if isinstance(error, TransferCancelled) else self._ended_by_guardian(space.at)
+            if ended is None:
+                raise
+            raise ended from error
         except BaseException:
             self._abandon()
             raise
+
+    def _ended_by_guardian(self, since: datetime) -> VaporError | None:
+        """The guardian's word, where it is what ended the job: a broken connection is only what that looks like."""
+        try:
+            events = self.api.guardian_events(since)
+        except VaporError as error:
+            log.info("the guardian cannot be asked", vm=self.vm_name, error=str(error))
+            return None
+        for event in events:
+            if event.vm_uuid == self.vm_uuid and event.what == "job-ended":
+                kind = ScratchFull if event.cause == "scratch" else TransferInterrupted
+                return kind(f"The source's guardian ended the backup job of “{self.vm_name}”", why=event.why)
+        return None
 
     def end(self) -> None:
         """The job's normal end; the guardian may look away."""
@@ -96,6 +127,7 @@ class SourceJob:
         errors |= self.hypervisor.disk_errors(self.vm_uuid)
         if errors and paused_by_scratch(self.hypervisor.domain(self.vm_uuid), errors, scratch_low=low):
             self.hypervisor.resume(self.vm_uuid)
+            self.resumed = True
             log.warning("resumed after the job's full scratch paused it", vm=self.vm_name, disks=sorted(errors))
 
     def _scratch_low(self) -> bool:

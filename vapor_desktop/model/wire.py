@@ -348,6 +348,7 @@ class GuardianEvent(Value):
         "guard-failed",  # it may start, and did not
     ]
     why: str
+    cause: Literal["", "scratch", "lapsed"] = ""  # of job-ended
 
 
 # --- start guard -----------------------------------------------------------------------------------

@@ -131,21 +131,22 @@ class Guardian:
         for vm, watch in self._watches.all().items():
             if watch.freeze is not None and not watch.freeze.thawed and now > watch.freeze.ends_s:
                 self._do(vm, "freeze", self._thaw)
-            reason = self._job_reason(watch, now)
+            cause, reason = self._job_reason(watch, now)
             if reason:
-                self._do(vm, "job", partial(self._end_job, why=reason))
+                self._do(vm, "job", partial(self._end_job, why=reason, cause=cause))
 
     def settle(self) -> None:
         """Wait for everything handed to workers so far."""
         for future in list(self._busy.values()):
             future.result()
 
-    def _job_reason(self, watch: VmWatch, now: float) -> str | None:
+    def _job_reason(self, watch: VmWatch, now: float) -> tuple[str, str | None]:
+        """(cause, why) to end the job; why is None when it may go on."""
         if watch.job is None:
-            return None
+            return "", None
         if now > watch.job.ends_s:
-            return f"{watch.job.watch.holder} did not renew it for {watch.job.watch.ttl_s:.0f} s"
-        return self._scratch_trouble(watch.job)
+            return "lapsed", f"{watch.job.watch.holder} did not renew it for {watch.job.watch.ttl_s:.0f} s"
+        return "scratch", self._scratch_trouble(watch.job)
 
     def _scratch_trouble(self, job: JobWatch) -> str | None:
         try:
@@ -182,7 +183,7 @@ class Guardian:
             self._events.add(event(vm, "thawed", "the freeze was not taken back before its deadline"))
         self._watches.change(vm, lambda old: _mark_thawed(old) if old.freeze == watch else old)  # not a newer freeze
 
-    def _end_job(self, vm: str, why: str) -> None:
+    def _end_job(self, vm: str, why: str, cause: str) -> None:
         """End our job if it is there; then let the guest run if it was this job that stopped it."""
         if self._hypervisor.our_job(vm) is None:
             self._forget_if_lapsed(vm)
@@ -190,7 +191,7 @@ class Guardian:
         full = self._scratch_full(vm)
         errors = self._hypervisor.disk_errors(vm)
         self._hypervisor.end_backup(vm)
-        self._events.add(event(vm, "job-ended", why))
+        self._events.add(event(vm, "job-ended", why, cause))
         if errors:
             self._resume(vm, errors, full)
         self._forget_if_lapsed(vm)

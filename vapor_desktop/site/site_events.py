@@ -95,6 +95,7 @@ def _lanes(alarm: AlarmTargets, site_name: str, state: Path) -> list[Lane]:
     return lanes
 
 
-def event(vm_uuid: str, what: str, why: str) -> GuardianEvent:
+def event(vm_uuid: str, what: str, why: str, cause: str = "") -> GuardianEvent:
     """An event of this moment."""
-    return GuardianEvent.model_validate({"at": datetime.now(UTC), "vm_uuid": vm_uuid, "what": what, "why": why})
+    found = {"at": datetime.now(UTC), "vm_uuid": vm_uuid, "what": what, "why": why, "cause": cause}
+    return GuardianEvent.model_validate(found)
