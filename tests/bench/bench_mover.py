@@ -1,7 +1,9 @@
 """The mover against ``nbdcopy`` through an SSH-forwarded unix socket: same disks, same run, real sshd on loopback.
 
 ``python -m tests.bench.bench_mover [--gib N] [--rounds N] [--dir DIR] [--json FILE]``. Ratios are throughputs,
-ours divided by the rival's; the medians of interleaved rounds.
+ours divided by the rival's; the medians of rounds in which the two take turns at being first. Both read the same
+export, cross the same sshd with the same cipher, end flushed on the same file system in a qcow2 file of their own
+that is removed only after the round. ``local_…`` is ``nbdcopy`` without SSH: as if the link cost nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,24 +49,31 @@ def fill(kind: str, path: Path, size_bytes: int) -> SourceDisk:
     return source
 
 
-def nbdcopy(sshd: Sshd, source: Path, where: Path, size_bytes: int) -> tuple[float, Counter[str]]:
-    """Seconds (and CPU seconds by program) of one copy into a fresh qcow2, flushed, through a forwarded socket."""
+def nbdcopy(sshd: Sshd | None, source: Path, where: Path, size_bytes: int) -> tuple[float, Counter[str]]:
+    """Seconds (and CPU seconds by program) of one copy into a fresh qcow2, flushed, through a forwarded socket.
+
+    Without ``sshd``: straight into the server. ``rival.qcow2`` stays, for the caller to remove.
+    """
     with ExitStack() as stack:
         image, there, here = where / "rival.qcow2", where / "there", where / "here"
         run("qemu-img", "create", "-q", "-f", "qcow2", image, str(size_bytes))
         server = subprocess.Popen(
             ["qemu-nbd", "--discard=unmap", "-f", "qcow2", "-x", "disk", "-t", "-e", "16", "-k", there, str(image)]
         )
-        stack.callback(lambda: (server.kill(), server.wait(), there.unlink(missing_ok=True), image.unlink()))
+        stack.callback(lambda: (server.kill(), server.wait(), there.unlink(missing_ok=True)))
         while not there.exists():
             time.sleep(0.005)
-        link = sshd.forward(here, there)
-        stack.callback(lambda: (link.terminate(), link.wait(), here.unlink(missing_ok=True)))
-        before, child = cpu_by_name(server.pid, link.pid, sshd.pid), children_s()
+        watched = [server.pid]
+        if sshd is not None:
+            link = sshd.forward(here, there)
+            stack.callback(lambda: (link.terminate(), link.wait(), here.unlink(missing_ok=True)))
+            watched += [link.pid, sshd.pid]
+        into = there if sshd is None else here
+        before, child = cpu_by_name(*watched), children_s()
         started = time.monotonic()
-        run("nbdcopy", "--flush", f"nbd+unix:///disk?socket={source}", f"nbd+unix:///disk?socket={here}")
+        run("nbdcopy", "--flush", f"nbd+unix:///disk?socket={source}", f"nbd+unix:///disk?socket={into}")
         took = time.monotonic() - started
-        used = cpu_by_name(server.pid, link.pid, sshd.pid) - before
+        used = cpu_by_name(*watched) - before
         used["nbdcopy"] = children_s() - child  # type: ignore[assignment]
         return took, used
 
@@ -124,33 +134,52 @@ def pids(*words: str) -> list[int]:
     return found
 
 
-def bulk(kind: str, rig: Rig, sshd: Sshd, mover: Mover, size: int, options: argparse.Namespace) -> float:
-    """Median throughput ratio on one kind of data."""
+Leg = tuple[float, Counter[str]]
+
+
+def bulk(kind: str, rig: Rig, sshd: Sshd, mover: Mover, size: int, options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds and CPU seconds of each way of copying one kind of data, by "what_measure"."""
     source = fill(kind, rig.root / f"{kind}.qcow2", size)
-    ours: list[float] = []
-    rival: list[float] = []
+    took: dict[str, list[Leg]] = {"nbdcopy": [], "mover": [], "local": []}
     with export(source.path) as socket:
-        for _ in range(options.rounds):
-            reader = pids("qemu-nbd", str(socket))
-            idle = cpu_by_name(*reader)
-            took, rival_cpu = nbdcopy(sshd, socket, rig.root, size)
-            rival.append(took)
-            rival_cpu["source"] = (cpu_by_name(*reader) - idle).total()
-            rig.renew_vm()
-            before, idle = cpu_by_name(mover.process.pid, sshd.pid), cpu_by_name(*reader)
-            started = time.monotonic()
-            done = mover.transfer(rig.transfer([disk("vda", size, socket)], checkpoint=None, streams=options.streams))
-            ours.append(time.monotonic() - started)
-            cpu = cpu_by_name(mover.process.pid, sshd.pid) - before
-            cpu["source"] = (cpu_by_name(*reader) - idle).total()
-            print(f"  {kind}: nbdcopy {rival[-1]:.2f} s, ours {ours[-1]:.2f} s, wire {done.wire_bytes / size:.3f}")
-            print(
-                f"    CPU nbdcopy {rival_cpu.total():.2f} s {table(rival_cpu)}; ours {cpu.total():.2f} s {table(cpu)}"
-            )
-        if not rig.identical(1, "vda", socket):
-            raise RuntimeError("the copy differs")
+        reader = pids("qemu-nbd", str(socket))
+        legs: dict[str, Callable[[], Leg]] = {
+            "nbdcopy": lambda: nbdcopy(sshd, socket, rig.root, size),
+            "mover": lambda: ours(rig, sshd, mover, socket, size, options.streams),
+            "local": lambda: nbdcopy(None, socket, rig.root, size),
+        }
+        for number in range(options.rounds):
+            order = ["mover", "nbdcopy"] if number % 2 else ["nbdcopy", "mover"]
+            for name in [*order, "local"]:
+                if name == "local":  # the round is over: what it made may go
+                    (rig.root / "rival.qcow2").unlink()
+                idle = cpu_by_name(*reader)
+                seconds, cpu = legs[name]()
+                cpu["source"] = (cpu_by_name(*reader) - idle).total()
+                took[name].append((seconds, cpu))
+                print(f"  {kind}: {name:8} {seconds:5.2f} s, CPU {cpu.total():5.2f} s: {table(cpu)}", flush=True)
+            (rig.root / "rival.qcow2").unlink()
+            if not rig.identical(1, "vda", socket):
+                raise RuntimeError("the copy differs")
+            shutil.rmtree(rig.store.disk_path(rig.vm, 1, "vda").parents[1])
     source.path.unlink()
-    return statistics.median(rival) / statistics.median(ours)
+    gib = size / (1 << 30)
+    numbers = {}
+    for name, runs in took.items():
+        numbers[f"{name}_s"] = statistics.median(seconds for seconds, _ in runs)
+        numbers[f"{name}_cpu_s_per_gib"] = statistics.median(cpu.total() for _, cpu in runs) / gib
+    return numbers
+
+
+def ours(rig: Rig, sshd: Sshd, mover: Mover, socket: Path, size: int, streams: int) -> Leg:
+    """One first copy by the mover."""
+    rig.renew_vm()
+    transfer = rig.transfer([disk("vda", size, socket)], checkpoint=None, streams=streams)
+    before = cpu_by_name(mover.process.pid, sshd.pid)
+    started = time.monotonic()
+    mover.transfer(transfer)
+    seconds = time.monotonic() - started
+    return seconds, cpu_by_name(mover.process.pid, sshd.pid) - before
 
 
 def children_s() -> float:
@@ -215,13 +244,17 @@ def main() -> int:
         stack.callback(mover.close)
         numbers |= deltas(rig, mover, print)
         names = {
-            "random": "mover_vs_nbdcopy_incompressible",
-            "half-zero": "mover_vs_nbdcopy_half",
-            "half-text": "mover_vs_nbdcopy_half_text",
+            "random": "incompressible",
+            "half-zero": "half",
+            "half-text": "half_text",
         }
         for kind, name in names.items():
             if options.only in (None, kind):
-                numbers[name] = bulk(kind, rig, sshd, mover, size, options)
+                found = bulk(kind, rig, sshd, mover, size, options)
+                numbers[f"mover_vs_nbdcopy_{name}"] = found["nbdcopy_s"] / found["mover_s"]
+                numbers[f"local_vs_nbdcopy_{name}"] = found["nbdcopy_s"] / found["local_s"]
+                numbers[f"mover_cpu_s_per_gib_{name}"] = found["mover_cpu_s_per_gib"]
+                numbers[f"nbdcopy_cpu_s_per_gib_{name}"] = found["nbdcopy_cpu_s_per_gib"]
         receive = [p for p in pids("vapor_desktop.site.dispatch", rig.source_id) if not pids_is_shell(p)]
         numbers["send_peak_rss_mb"] = peak_rss_mb(mover.process.pid)
         numbers["receive_peak_rss_mb"] = max(peak_rss_mb(p) for p in receive)
