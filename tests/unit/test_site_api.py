@@ -375,6 +375,7 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/leases/{vm}", "/leases/{vm}/{fence}", "/replicas", "/replicas/{vm}", "/replicas/{vm}/points/{seq}",
         "/replicas/{vm}/points/{seq}/domain", "/replicas/{vm}/points/{seq}/drop",
         "/replicas/{vm}/points/{seq}/pins", "/replicas/{vm}/incoming",
+        "/tpm", "/replicas/{vm}/points/{seq}/tpm",
         "/replicas/{vm}/seed", "/replicas/{vm}/settings",
         "/replicas/{vm}/current-as-of", "/replicas/{vm}/runs", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
         "/guardian/events", "/guardian/scratch", "/guard", "/guard/{vm}",

@@ -21,7 +21,7 @@ VM = "8f1d6f0e-2c0b-4f7a-9d52-0a3b6f1f2a11"
 
 @pytest.fixture
 def settings(tmp_path: Path) -> SiteSettings:
-    for name in ("images", "nvram", "tpm"):
+    for name in ("images", "nvram"):
         (tmp_path / name).mkdir()
     return SiteSettings(
         state_dir=tmp_path / "state",
@@ -29,7 +29,6 @@ def settings(tmp_path: Path) -> SiteSettings:
         helper_run_dir=tmp_path / "exports",
         helper_image_roots=(tmp_path / "images",),
         helper_nvram_roots=(tmp_path / "nvram",),
-        helper_tpm_root=tmp_path / "tpm",
         user="nobody-here",
     )
 
@@ -93,18 +92,6 @@ def test_paths_outside_and_symlinks_are_refused(client: HelperClient, settings: 
 def test_missing_is_told_apart(client: HelperClient, settings: SiteSettings) -> None:
     with pytest.raises(NotFound):
         client.read_nvram(VM, str(settings.helper_nvram_roots[0] / "none.fd"))
-
-
-def test_tpm_state_travels_as_tar(client: HelperClient, settings: SiteSettings, tmp_path: Path) -> None:
-    state = settings.helper_tpm_root / VM / "tpm2"
-    state.mkdir(parents=True)
-    (state / "tpm2-00.permall").write_bytes(b"\x01\x02" * 700)
-    archive = tmp_path / "tpm.tar"
-    archive.write_bytes(client.read_tpm(VM))
-    out = tmp_path / "out"
-    out.mkdir()
-    subprocess.run(["tar", "-xf", archive, "-C", out], check=True)
-    assert (out / "tpm2" / "tpm2-00.permall").read_bytes() == b"\x01\x02" * 700
 
 
 def test_bitmaps_of_ours_only(client: HelperClient, settings: SiteSettings) -> None:

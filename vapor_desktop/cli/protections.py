@@ -41,6 +41,7 @@ def status_facts(r: ProtectionStatus) -> dict[str, object]:
         "last_error": r.protection.last_error,
         "last_error_code": r.protection.last_error_code,
         "failures": r.protection.failures,
+        "warnings": r.protection.warnings,
     }
 
 
@@ -65,6 +66,9 @@ def print_status(out: Output, backend: EngineBackend) -> None:
     ]
     columns = ("VM", "STATUS", "RPO NOW", "TARGET", "LAST POINT", "POINTS", "LAST SENT", "ROUTE")
     out.table(columns, cells, "No VM is protected yet")
+    for r in rows:
+        for text in r.protection.warnings:
+            click.echo(f"{r.protection.vm_name}: {text}")
 
 
 @click.command()

@@ -24,6 +24,7 @@ from vapor_desktop.model.errors import NotFound, TransferCancelled, VaporError
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
 from vapor_desktop.model.policy import Policy, Quiesce
 from vapor_desktop.model.sites import Protection
+from vapor_desktop.model.tpm import tpm_warning
 from vapor_desktop.model.wire import (
     CurrentAsOf,
     DiskTransfer,
@@ -34,6 +35,8 @@ from vapor_desktop.model.wire import (
     ReplicaView,
     Scrubbed,
     ScrubSlice,
+    TpmState,
+    TpmSupport,
     Transfer,
     Transferred,
     WriteGrant,
@@ -111,6 +114,7 @@ class Cycle:
             context.scratch_dir,
             context.scratch_reserve_bytes,
         )
+        self._tpm: TpmState | None = None  # what the next point can hold, of a VM whose TPM can come along
 
     def run(self) -> Outcome:
         """The whole cycle, under the target's lease for this VM."""
@@ -192,11 +196,8 @@ class Cycle:
                 c.hypervisor.delete_checkpoint(self._vm, name)
         if plan.discard_incoming:
             c.target_api.discard_incoming(self._vm, self._grant(lease, view.manifest))
-        if domain.has_tpm:
-            self._warnings.append(
-                "not fully protected: its TPM's state is kept with each point, "
-                "but a failover does not put it in place"
-            )
+        if domain.has_tpm and not domain.tpm_obstacle:
+            self._tpm = c.mover.tpm_state(self._vm)
         return plan
 
     def _valid(self, domain: DomainView, checkpoint: str, targets: Sequence[str]) -> bool:
@@ -317,7 +318,7 @@ class Cycle:
             consistency=consistency,
             domain_xml=self._c.hypervisor.domain_xml(self._vm),
             nvram_path=domain.nvram_path,
-            tpm_dir=domain.tpm_dir if domain.has_tpm else None,
+            tpm_dir=domain.tpm_dir if self._tpm is not None and self._tpm.digest is not None else None,
             without_disks=plan.excluded,
             frozen_s=frozen_s,
         )
@@ -343,7 +344,10 @@ class Cycle:
             streams=policy.streams,
             resume_incoming=plan.resume_incoming,
             deadline_s=self._deadline_s(policy) if plan.may_pause else None,
-            skip_if_empty=only_delta and not plan.resume_incoming and manifest.newest is not None,
+            skip_if_empty=only_delta
+            and not plan.resume_incoming
+            and manifest.newest is not None
+            and not self._tpm_moved(manifest.newest.seq),
         )
         hooks = c.hooks
         if hooks.cancelled():
@@ -355,6 +359,25 @@ class Cycle:
         change_s = bandwidth.until_change_s(policy, self._c.clock.now())
         longest_s = float(policy.job_longest_s)
         return longest_s if change_s is None else min(longest_s, max(change_s, JOB_LEAST_S))
+
+    def _tpm_moved(self, newest: int) -> bool:
+        """A TPM that changed is a change, though no disk was written: the newest point is not the VM any more."""
+        if self._tpm is None or self._tpm.digest is None:
+            return False
+        return self._c.target_api.point(self._vm, newest).tpm_digest != self._tpm.digest
+
+    def _judge_tpm(self, after: Manifest, domain: DomainView) -> None:
+        """Called not fully protected unless the newest point's TPM state would be used at the target."""
+        if not domain.has_tpm:
+            return
+        api, newest = self._c.target_api, after.newest
+        try:
+            there = api.tpm_support() if newest is None else api.point_tpm(self._vm, newest.seq)
+        except VaporError as error:  # the point is complete all the same
+            there = TpmSupport(emulates=True, why=f"the target could not be asked: {error.what}")
+        warning = tpm_warning(domain.tpm_obstacle, self._tpm, there)
+        if warning:
+            self._warnings.append(warning)
 
     def _scrub(self, manifest: Manifest, disks: tuple[DiskTransfer, ...], lease: HeldLease) -> Scrubbed | None:
         """Compare a slice of source and newest point; a whole pass takes the policy's days (DESIGN §5 Digests).
@@ -391,6 +414,7 @@ class Cycle:
     ) -> Outcome:
         if self._job.resumed:
             self._warnings.append("the scratch of its backup job ran full and paused the guest; it runs again")
+        self._judge_tpm(after, domain)
         return Outcome(
             manifest=after,
             seq=result.seq if result.published else None,

@@ -26,6 +26,7 @@ from vapor_desktop.model.wire import (
     Identity,
     Lease,
     LeaseRequest,
+    PlaceTpm,
     PointDomain,
     Progress,
     ReplicaCreate,
@@ -39,6 +40,9 @@ from vapor_desktop.model.wire import (
     SeedState,
     SettingsWrite,
     StorageRoot,
+    TpmPlaced,
+    TpmState,
+    TpmSupport,
     Transfer,
     Transferred,
     WatchFreeze,
@@ -128,6 +132,9 @@ class SiteApi(Protocol):
     def seed_state(self, vm_uuid: str) -> SeedState: ...
     def current_as_of(self, vm_uuid: str, request: CurrentAsOf) -> Manifest: ...
     def run(self, vm_uuid: str, request: RunRequest) -> Run: ...
+    def tpm_support(self) -> TpmSupport: ...
+    def point_tpm(self, vm_uuid: str, seq: int) -> TpmSupport: ...
+    def place_tpm(self, vm_uuid: str, seq: int, request: PlaceTpm) -> TpmPlaced: ...
     def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease: ...
     def renew_lease(self, vm_uuid: str, fence: int, ttl_s: float) -> Lease: ...
     def release_lease(self, vm_uuid: str, fence: int) -> None: ...
@@ -186,6 +193,9 @@ class Mover(Protocol):
         """Raises TransferInterrupted, TransferCancelled, ReplicaFull, StaleLease, … as the receiver said."""
 
     def scrub(self, request: ScrubSlice, cancelled: Callable[[], bool]) -> Scrubbed: ...
+    def tpm_state(self, vm_uuid: str) -> TpmState:
+        """Of a VM's emulated TPM, through the source's root helper. What cannot be read is told, not raised."""
+
     def image_info(self, path: str) -> ImageInfo:
         """A stopped VM's image, through the source's root helper."""
 

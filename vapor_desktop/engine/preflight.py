@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from vapor_desktop.engine.checklist import OnCheck, run_checks
+from vapor_desktop.engine.checklist import Look, OnCheck, run_checks
 from vapor_desktop.engine.operations.failover import has_kvm
 from vapor_desktop.engine.ports import SiteGateway
 from vapor_desktop.engine.sitewatch import vm_status
@@ -15,9 +15,11 @@ from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import HypervisorFailed
 from vapor_desktop.model.rpo import CLOCK_TELLS_S
 from vapor_desktop.model.sites import Site
+from vapor_desktop.model.tpm import tpm_fix, tpm_warning
 from vapor_desktop.model.view import Check, ProtectRequest
 
 _SCRATCH = "Space for the scratch of backup jobs"
+TPM_TITLE = "TPMs after a failover"
 
 
 def run(
@@ -77,16 +79,32 @@ def run(
             return Check("clock", "Clock at the target", "warning", text, "Set the clock there (NTP)")
         return Check("clock", "Clock at the target", "ok", text)
 
-    return run_checks(
-        [
-            ("vms", f"VMs at {source.name}", read_vms),
-            ("space", "Space at the target", read_space),
-            ("scratch", _SCRATCH, read_scratch),
-            ("fit", f"What {target.name} needs to start them", read_fit),
-            ("clock", "Clock at the target", read_clock),
-        ],
-        on_check,
-    )
+    def read_tpm() -> Check:
+        return _tpm_check(gateway, source, target, [d for d in domains if d.has_tpm])
+
+    def looks() -> Iterator[tuple[str, str, Look]]:
+        yield "vms", f"VMs at {source.name}", read_vms
+        if any(d.has_tpm for d in domains):  # known once the VMs were read
+            yield "tpm", TPM_TITLE, read_tpm
+        yield "space", "Space at the target", read_space
+        yield "scratch", _SCRATCH, read_scratch
+        yield "fit", f"What {target.name} needs to start them", read_fit
+        yield "clock", "Clock at the target", read_clock
+
+    return run_checks(looks(), on_check)
+
+
+def _tpm_check(gateway: SiteGateway, source: Site, target: Site, domains: Sequence[DomainView]) -> Check:
+    """Whether their TPMs' state can be read at the source and put in place at the target."""
+    there = gateway.api(target).tpm_support()
+    mover = gateway.mover(source, target)
+    seen = [(d, None if d.tpm_obstacle else mover.tpm_state(d.vm_uuid)) for d in domains]
+    told = {d.name: tpm_warning(d.tpm_obstacle, state, there) for d, state in seen}
+    bad = [f"{name}: {warning}" for name, warning in told.items() if warning]
+    if not bad:
+        return Check("tpm", TPM_TITLE, "ok", f"kept with each point and put in place: {', '.join(told)}")
+    fixes = dict.fromkeys(fix for d, state in seen if (fix := tpm_fix(d.tpm_obstacle, state, there)))
+    return Check("tpm", TPM_TITLE, "warning", "; ".join(bad), " ".join(fixes))
 
 
 def _lacks(

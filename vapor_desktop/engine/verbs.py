@@ -14,6 +14,7 @@ from vapor_desktop.model import rpo
 from vapor_desktop.model.errors import NotFound
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.tpm import NOT_FULLY
 from vapor_desktop.model.view import FailoverPreview
 from vapor_desktop.model.wire import WriteGrant
 
@@ -57,7 +58,8 @@ class Recovery:
             source_last_seen_at=seen.status.last_seen_at if seen else None,
             tried=self._tried(source, seen.status.error if seen else None, seen.status.reachable if seen else None),
             points=points_of(manifest, self._clock, offset),
-            effects=effects(p, source.name if source else "the source", target.name, sorted(wanted)),
+            effects=effects(p, source.name if source else "the source", target.name, sorted(wanted))
+            + tuple(f"“{p.vm_name}” is {text}." for text in p.warnings if text.startswith(NOT_FULLY)),
             blockers=tuple(f"Network “{n}” does not exist at {target.name}" for n in missing),
         )
 

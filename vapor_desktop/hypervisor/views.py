@@ -84,6 +84,7 @@ def make_view(
         machine=facts.machine,
         agent_connected=facts.agent_connected,
         live_id=live_id if live_id >= 0 else None,
+        tpm_obstacle=facts.tpm_obstacle,
     )
 
 

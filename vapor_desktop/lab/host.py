@@ -254,7 +254,7 @@ class Host:
 
     def start_site_service(self) -> None:
         """The root helper and ``vapor-site serve``; returns when the API's port answers."""
-        self.spawn("helper", ["vapor-site", "helper", "--socket", "/run/vapor/helper.sock"])
+        self.start_helper()
         self.spawn("serve", ["vapor-site", "serve"], user="vapor")
 
         def ready() -> bool:
@@ -264,6 +264,10 @@ class Host:
             return answers(self.layout.address, API_PORT, greeting=False)
 
         wait_until(ready, f"The site service's answer on {self.layout.name}", timeout_s=40, every_s=0.1)
+
+    def start_helper(self) -> None:
+        """The root helper."""
+        self.spawn("helper", ["vapor-site", "helper", "--socket", "/run/vapor/helper.sock"])
 
 
 def _comm(pid: int) -> str:

@@ -47,6 +47,7 @@ class DomainView:
     machine: str
     agent_connected: bool
     live_id: int | None  # domain id while it runs
+    tpm_obstacle: str = ""  # why its TPM's state cannot be brought to another host; "" = nothing against it
 
 
 def paused_by_scratch(view: DomainView, errors: Mapping[str, str], *, scratch_low: bool) -> bool:

@@ -77,6 +77,7 @@ class Point(Value):
     wire_bytes: int = 0
     nvram: bool = False  # points/<seq>/nvram.fd exists
     tpm: bool = False
+    tpm_digest: str = ""  # SHA-256 of points/<seq>/tpm.tar
     checksum: str = ""
 
 

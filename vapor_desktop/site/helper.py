@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import click
 
 from vapor_desktop.model.errors import ImageToolFailed, InvalidRequest, NotAllowed, Unexpected, VaporError
+from vapor_desktop.site import helper_tpm as tpm
 from vapor_desktop.site import helper_verbs as verbs
 from vapor_desktop.site.settings import SiteSettings, load_settings
 
@@ -84,7 +85,8 @@ class Helper:
             "ping": dict,
             "read-nvram": lambda vm, path: verbs.read_nvram(self._settings, path),
             "place-nvram": lambda path, data: verbs.place_nvram(self._settings, path, data),
-            "read-tpm": lambda vm: verbs.read_tpm(self._settings, vm),
+            "read-tpm": lambda vm: tpm.read_tpm(self._settings, vm),
+            "place-tpm": lambda vm, data: tpm.place_tpm(self._settings, vm, data),
             "image-info": lambda image: verbs.image_info(self._settings, image),
             "image-bitmap-add": lambda image, name: verbs.bitmap(self._settings, image, name, add=True),
             "image-stamp": lambda image: verbs.image_stamp(self._settings, image),

@@ -44,8 +44,16 @@ class HelperClient:
         self._ask("place-nvram", path=path, data=base64.b64encode(data).decode())
 
     def read_tpm(self, vm_uuid: str) -> bytes:
-        """The state directory of a VM's emulated TPM, as a tar archive."""
+        """The permanent state of a VM's emulated TPM, as a tar archive. Raises NotFound where there is none."""
         return base64.b64decode(self._ask("read-tpm", vm=vm_uuid)["data"])
+
+    def place_tpm(self, vm_uuid: str, archive: bytes) -> str | None:
+        """Make it the TPM state of a VM that is off; the path where another one is kept now, None: there was none.
+
+        Raises Conflict while a TPM runs on what lies there. Idempotent.
+        """
+        answer = self._ask("place-tpm", vm=vm_uuid, data=base64.b64encode(archive).decode())
+        return str(answer["kept"]) or None
 
     def image_info(self, path: str) -> dict[str, Any]:
         """``qemu-img info`` of the top image, plus ``"chain"``: the paths of all files it is read through."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import fcntl
 import grp
-import io
 import json
 import os
 import pwd
@@ -13,17 +12,14 @@ import re
 import secrets
 import struct
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 from vapor_desktop.model.errors import Conflict, ImageToolFailed, InvalidRequest, NotAllowed
-from vapor_desktop.site.helper_paths import open_dir, open_file, parent_of
-from vapor_desktop.site.leases import vm_file_name
+from vapor_desktop.site.helper_paths import open_file, parent_of
 from vapor_desktop.site.settings import SiteSettings
 
 NVRAM_LIMIT_BYTES = 64 << 20
-TPM_LIMIT_BYTES = 16 << 20
 TOOL_TIMEOUT_S = 20
 FORMATS = ("qcow2", "raw")
 WRITE_PERMISSION_BYTE = 101
@@ -60,30 +56,6 @@ def place_nvram(settings: SiteSettings, path: str, data: str) -> dict[str, Any]:
             os.unlink(aside, dir_fd=directory)
             os.fsync(directory)
     return {}
-
-
-def read_tpm(settings: SiteSettings, vm: str) -> dict[str, Any]:
-    """The VM's swtpm state directory as a tar archive (regular files only)."""
-    root = settings.helper_tpm_root
-    archive = io.BytesIO()
-    left = TPM_LIMIT_BYTES
-    with (
-        open_dir(str(root / vm_file_name(vm)), (root,)) as directory,
-        tarfile.open(fileobj=archive, mode="w") as tar,
-    ):
-        for base, _dirs, names, at in os.fwalk(".", dir_fd=directory, follow_symlinks=False):
-            for name in sorted(names):
-                shown = os.path.normpath(f"{base}/{name}")
-                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=at)
-                try:
-                    content = _read_all(descriptor, left, shown)
-                finally:
-                    os.close(descriptor)
-                left -= len(content)
-                member = tarfile.TarInfo(shown)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return {"data": base64.b64encode(archive.getvalue()).decode()}
 
 
 def image_info(settings: SiteSettings, image: str) -> dict[str, Any]:

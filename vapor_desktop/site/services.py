@@ -27,6 +27,7 @@ from vapor_desktop.site.site_events import EventLog
 from vapor_desktop.site.stores import DomainLister, in_use_by, open_store
 from vapor_desktop.site.tidying import Tidying
 from vapor_desktop.site.tokens import TokenBook
+from vapor_desktop.site.tpm import TpmKeeper
 from vapor_desktop.site.versions import VersionWatch
 from vapor_desktop.site.watches import Watches
 
@@ -57,6 +58,7 @@ class Services:
     guardian: Guardian
     alarm: RpoAlarm
     seeding: Seeding
+    tpm: TpmKeeper
     tidying: Tidying
     guard: GuardBook
     keeper: GuardKeeper
@@ -123,6 +125,7 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         guardian=Guardian(Watches(settings.watches_dir), libvirt, events),
         alarm=RpoAlarm(store.list, events, alarm_state, settings.alarm.every_s),
         seeding=Seeding(store, helper, settings.run_dir),
+        tpm=TpmKeeper(store, helper),
         tidying=Tidying(store),
         guard=guard,
         keeper=keeper,

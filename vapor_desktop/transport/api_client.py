@@ -30,6 +30,7 @@ from vapor_desktop.model.wire import (
     MergeRequest,
     PeerCheck,
     PinRequest,
+    PlaceTpm,
     PointDomain,
     ReplicaCreate,
     ReplicaView,
@@ -41,6 +42,8 @@ from vapor_desktop.model.wire import (
     SettingsWrite,
     SshInfo,
     StorageRoot,
+    TpmPlaced,
+    TpmSupport,
     WatchFreeze,
     WatchJob,
     WriteGrant,
@@ -194,6 +197,18 @@ class HttpSiteApi:
     def run(self, vm_uuid: str, request: RunRequest) -> Run:
         """Take the VM over."""
         return self._send(Run, "POST", f"{_replica(vm_uuid)}/runs", request)
+
+    def tpm_support(self) -> TpmSupport:
+        """Could a VM's TPM be brought back here?"""
+        return self._get(TpmSupport, "/tpm")
+
+    def point_tpm(self, vm_uuid: str, seq: int) -> TpmSupport:
+        """The same of one point's state."""
+        return self._get(TpmSupport, f"{_replica(vm_uuid)}/points/{seq}/tpm")
+
+    def place_tpm(self, vm_uuid: str, seq: int, request: PlaceTpm) -> TpmPlaced:
+        """Make a point's TPM state that of a VM that is off. Raises Conflict, StaleLease."""
+        return self._send(TpmPlaced, "POST", f"{_replica(vm_uuid)}/points/{seq}/tpm", request)
 
     # --- leases ---------------------------------------------------------------------------------
     def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease:

@@ -22,7 +22,7 @@ from vapor_desktop.model.errors import (
     VaporError,
     from_wire,
 )
-from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, Scrubbed, ScrubSlice, Transfer, Transferred
+from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, Scrubbed, ScrubSlice, TpmState, Transfer, Transferred
 from vapor_desktop.transport.api_client import parsed
 from vapor_desktop.transport.relay import RelayBoard
 from vapor_desktop.transport.ssh import LineChannel
@@ -100,6 +100,11 @@ class SshMover:
         answer = self._quick("image-info", path=path)
         info: ImageInfo = parsed(ImageInfo, answer, "The mover")
         return info
+
+    def tpm_state(self, vm_uuid: str) -> TpmState:
+        """Of a VM at the source."""
+        state: TpmState = parsed(TpmState, self._quick("tpm-state", vm_uuid=vm_uuid), "The mover")
+        return state
 
     def add_bitmap(self, path: str, name: str) -> None:
         """A persistent bitmap in a stopped VM's image. Idempotent."""

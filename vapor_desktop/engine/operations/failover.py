@@ -1,8 +1,8 @@
 """Emergency failover: needs the target alone and never waits for the source.
 
 Order: the target's lease (taken over if need be) -> the epoch and the overlays in one compare-and-set at the
-site -> define, autostart off -> start -> *observed* running. Each step looks before it acts, so a broken
-failover is finished by doing it again.
+site -> the point's TPM state -> define, autostart off -> start -> *observed* running. Each step looks before
+it acts, so a broken failover is finished by doing it again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from vapor_desktop.engine import records
 from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext
+from vapor_desktop.engine.operations.tpm import look_at_tpm, place_tpm
 from vapor_desktop.engine.ports import Clock, Hypervisor
 from vapor_desktop.model import rpo
 from vapor_desktop.model.domain_xml.mark import Mark, read_mark
@@ -132,14 +133,19 @@ def _start(ctx: StepContext) -> Result:
             seq=taken["seq"],
             reason=ctx.operation.reason,
         )
-        domain = target_domain(p, hv, ctx.api(target).run(vm, request))
+        api = ctx.api(target)
+        run = api.run(vm, request)
+        tpm = look_at_tpm(api, vm, run.seq, run.domain_xml)
+        domain = target_domain(p, hv, run, tpm=tpm is None or tpm.device)
+        # Defined from this very run before: its TPM is in place, and the guest may have used it since.
+        placed = () if _mark_there(hv, vm) == run_mark(p, run) else place_tpm(api, tpm, vm, run.seq, request.fence)
         hv.define(domain.xml)
         hv.set_autostart(vm, False)
         if _state(hv, vm) == "paused":
             hv.resume(vm)
         else:
             hv.start(vm)
-        notes = domain.notes
+        notes = (*domain.notes, *placed)
     if not ctx.wait_until(lambda: _state(hv, vm) == "running", START_DEADLINE_S, 0.05):
         raise StartFailed(f"“{p.vm_name}” was started at the target but is {_state(hv, vm)}")
     _look_for_strangers(p, hv, Epoch(number=taken["epoch"], owner=target))
@@ -194,8 +200,13 @@ def target_lacks(hypervisor: Hypervisor, xml: str, capabilities_xml: str, kvm: b
     )
 
 
-def target_domain(protection: Protection, hypervisor: Hypervisor, run: Run) -> TargetDomain:
-    """The domain to define at the target for this run."""
+def run_mark(protection: Protection, run: Run) -> Mark:
+    """What a domain that was defined for this run carries."""
+    return Mark(protection.protection_id, run.epoch.number, run.seq)
+
+
+def target_domain(protection: Protection, hypervisor: Hypervisor, run: Run, *, tpm: bool = True) -> TargetDomain:
+    """The domain to define at the target for this run. ``tpm`` False: without the TPM that the source had."""
     return build_target(
         run.domain_xml,
         disks=run.disks,
@@ -203,8 +214,16 @@ def target_domain(protection: Protection, hypervisor: Hypervisor, run: Run) -> T
         nvram=run.nvram,
         fresh_genid=True,
         kvm=has_kvm(hypervisor.capabilities_xml()),
-        mark=Mark(protection.protection_id, run.epoch.number, run.seq),
+        mark=run_mark(protection, run),
+        tpm=tpm,
     )
+
+
+def _mark_there(hypervisor: Hypervisor, vm_uuid: str) -> Mark | None:
+    try:
+        return read_mark(hypervisor.domain_xml(vm_uuid, secure=False))
+    except DomainNotFound:
+        return None
 
 
 def _state(hypervisor: Hypervisor, vm_uuid: str) -> str:

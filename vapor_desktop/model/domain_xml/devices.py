@@ -110,8 +110,8 @@ def _own_filter(nic: etree._Element, notes: list[str]) -> None:
             notes.append(f"The traffic filter {name} was removed: it is defined on the source host only")
 
 
-def strip_devices(root: etree._Element, notes: list[str]) -> None:
-    """Remove or neutralise devices that name something of the source host."""
+def strip_devices(root: etree._Element, notes: list[str], *, tpm: bool) -> None:
+    """Remove or neutralise devices that name something of the source host; an emulated TPM too if not ``tpm``."""
     devices = root.find("./devices")
     if devices is None:
         return
@@ -133,14 +133,23 @@ def strip_devices(root: etree._Element, notes: list[str]) -> None:
         if memory.find("./source/path") is not None:
             devices.remove(memory)
             notes.append("A memory module backed by a host file was left out")
+    _tpm(devices, notes, keep=tpm)
+    _vsock(devices)
+    _serials(devices, notes)
+    _graphics(devices, notes)
+
+
+def _tpm(devices: etree._Element, notes: list[str], *, keep: bool) -> None:
     for tpm in devices.findall("./tpm"):
         backend = tpm.find("./backend")
         if backend is not None and backend.get("type") != "emulator":
             devices.remove(tpm)
             notes.append("The host's TPM was left out: secrets sealed in it cannot move")
-    _vsock(devices)
-    _serials(devices, notes)
-    _graphics(devices, notes)
+        elif not keep:
+            devices.remove(tpm)
+        elif backend is not None:  # a secret and a directory of the source host: the VM would not start with them
+            drop_all(backend, "./encryption")
+            drop_all(backend, "./source")
 
 
 def _vsock(devices: etree._Element) -> None:

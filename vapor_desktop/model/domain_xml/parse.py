@@ -8,6 +8,7 @@ from lxml import etree
 
 from vapor_desktop.model.domains import DiskView
 from vapor_desktop.model.errors import InvalidRequest
+from vapor_desktop.model.tpm import obstacle_of
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _CONNECTED = f"./devices/channel/target[@name='{AGENT_CHANNEL}'][@state='connected']"
@@ -30,6 +31,7 @@ class DomainFacts:
     nvram_path: str | None
     tpm_dir: str | None
     has_tpm: bool
+    tpm_obstacle: str  # why its state cannot be brought to another host; "" = nothing against it
     agent_connected: bool  # only a live XML tells; False otherwise
     bridges: tuple[str, ...] = ()  # those of ``networks`` that are host bridges or devices
 
@@ -57,7 +59,8 @@ def parse_domain(xml: str) -> DomainFacts:
     firmware = root.find("./os")
     networks = _networks(root)
     has_tpm = root.find("./devices/tpm") is not None
-    emulated = root.find("./devices/tpm/backend[@type='emulator']") is not None
+    backend = root.find("./devices/tpm/backend")
+    tpm_obstacle = _tpm_obstacle(backend) if has_tpm else ""
     return DomainFacts(
         vm_uuid=uuid,
         name=name,
@@ -71,8 +74,9 @@ def parse_domain(xml: str) -> DomainFacts:
         firmware=firmware.get("firmware") if firmware is not None else None,
         nvram_path=_nvram(root, name),
         # libvirt's own place for a software TPM's state [facts/libvirt 6].
-        tpm_dir=f"/var/lib/libvirt/swtpm/{uuid}" if emulated else None,
+        tpm_dir=f"/var/lib/libvirt/swtpm/{uuid}" if has_tpm and not tpm_obstacle else None,
         has_tpm=has_tpm,
+        tpm_obstacle=tpm_obstacle,
         agent_connected=root.find(f"./devices/channel/target[@name='{AGENT_CHANNEL}'][@state='connected']")
         is not None,
     )
@@ -113,6 +117,14 @@ def _networks(root: etree._Element) -> list[tuple[str, bool]]:
         if name:
             found.append((name, source.get("network") is not None))
     return found
+
+
+def _tpm_obstacle(backend: etree._Element | None) -> str:
+    if backend is None:
+        return obstacle_of("emulator", False, None)  # libvirt's default
+    source = backend.find("./source")
+    attributes = None if source is None else {str(key): str(value) for key, value in source.attrib.items()}
+    return obstacle_of(backend.get("type") or "", backend.find("./encryption") is not None, attributes)
 
 
 def _nvram(root: etree._Element, name: str) -> str | None:

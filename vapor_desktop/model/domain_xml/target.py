@@ -41,6 +41,7 @@ def build_target(
     new_name: str | None = None,
     loader: str | None = None,
     mark: Mark | None = None,
+    tpm: bool = True,
 ) -> TargetDomain:
     """Build it.
 
@@ -49,7 +50,9 @@ def build_target(
     named keeps its source. ``nvram``: absolute path of the copied varstore. ``kvm`` False: the target
     has no KVM, the VM is emulated. ``fresh_genid``: a new generation id (emergency, drill; not a planned
     migration). ``keep_uuid`` False takes ``new_uuid``, or lets libvirt choose. ``loader``: firmware path
-    at the target when it differs. Raises NotReplicable for SEV/TDX guests, InvalidRequest for bad input.
+    at the target when it differs. ``tpm`` False: the
+    target cannot emulate one, it is left out. Raises NotReplicable for SEV/TDX guests, InvalidRequest for
+    bad input.
     """
     root = parse_root(source_xml, compact=True)
     if root.tag != "domain":
@@ -67,7 +70,7 @@ def build_target(
     _firmware(root, nvram, loader, notes)
     rewire_disks(root, disks, notes)
     map_interfaces(root, networks, notes)
-    strip_devices(root, notes)
+    strip_devices(root, notes, tpm=tpm)
     if not kvm and root.get("type") == "kvm":
         _emulate(root, notes)
     if mark is not None:

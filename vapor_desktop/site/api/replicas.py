@@ -9,6 +9,7 @@ from vapor_desktop.model.wire import (
     CurrentAsOf,
     MergeRequest,
     PinRequest,
+    PlaceTpm,
     PointDomain,
     ReplicaCreate,
     ReplicaView,
@@ -17,6 +18,8 @@ from vapor_desktop.model.wire import (
     SeedRequest,
     SeedState,
     SettingsWrite,
+    TpmPlaced,
+    TpmSupport,
     WriteGrant,
 )
 from vapor_desktop.site.api.auth import Admin, Operator, Site, Viewer
@@ -73,6 +76,26 @@ def point(vm: str, seq: int, _caller: Viewer, site: Site) -> Point:
 def point_domain(vm: str, seq: int, _caller: Operator, site: Site) -> PointDomain:
     """The configuration of one recovery point. Not for viewers: it may hold the VM's secrets."""
     return site.store.point_domain(_vm(vm), seq)
+
+
+@router.get("/{vm}/points/{seq}/tpm")
+def point_tpm(vm: str, seq: int, _caller: Viewer, site: Site) -> TpmSupport:
+    """Could this point's TPM state be put in place here, and does this host's swtpm take it?"""
+    return site.tpm.of_point(_vm(vm), seq)
+
+
+@router.post("/{vm}/points/{seq}/tpm")
+def place_tpm(vm: str, seq: int, body: PlaceTpm, caller: Operator, site: Site) -> TpmPlaced:
+    """Put it in place for a VM that is off; what lay there is kept aside. Idempotent."""
+    site.audit(
+        "place-tpm",
+        vm_uuid=_vm(vm),
+        seq=seq,
+        as_uuid=body.as_uuid,
+        token_id=caller.token_id,
+        console=caller.console_name,
+    )
+    return site.tpm.place(_vm(vm), seq, body)
 
 
 @router.post("/{vm}/points/{seq}/drop")

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 import vapor_desktop
 from vapor_desktop.model.policy import Value
-from vapor_desktop.model.wire import API_VERSION, MOVER_PROTOCOL, Health, Identity, SshInfo, StorageRoot
+from vapor_desktop.model.wire import API_VERSION, MOVER_PROTOCOL, Health, Identity, SshInfo, StorageRoot, TpmSupport
 from vapor_desktop.site.api.auth import Site, Viewer
 from vapor_desktop.site.guard_hook import proven
 from vapor_desktop.site.identity import host_keys, user_public_key
@@ -82,6 +82,12 @@ def storage(_caller: Viewer, site: Site) -> list[StorageRoot]:
             )
         )
     return found
+
+
+@router.get("/tpm")
+def tpm_support(_caller: Viewer, site: Site) -> TpmSupport:
+    """Could the state of a VM's TPM be put in place here?"""
+    return site.tpm.support()
 
 
 @router.get("/ssh")

@@ -14,13 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from typing import IO, Any
 
 from pydantic import ValidationError
 
 from vapor_desktop.model.errors import InvalidRequest, ProtocolError, Unexpected, VaporError, from_wire
 from vapor_desktop.model.policy import Value
-from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, ScrubSlice, Transfer
+from vapor_desktop.model.wire import MOVER_PROTOCOL, Progress, ScrubSlice, TpmState, Transfer
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.mover.link import CommandLink, Link
 from vapor_desktop.site.mover.peer import PeerPool
@@ -93,8 +94,8 @@ class Control:
         elif verb == "scrub":
             scrub = Scrub(_parse(ScrubSlice, params), self._pool, self._helper, self._settings.state_dir / "scrub")
             self._spawn(number, scrub.request.vm_uuid, scrub.run, scrub.cancel)
-        elif verb in _IMAGE_VERBS:
-            self._spawn(number, None, lambda: _IMAGE_VERBS[verb](self._helper, params), lambda: None)
+        elif verb in _HOST_VERBS:
+            self._spawn(number, None, lambda: _HOST_VERBS[verb](self._helper, params), lambda: None)
         else:
             raise ProtocolError(f"Unknown verb {verb!r}")
 
@@ -179,11 +180,20 @@ def _remove_bitmap(helper: HelperClient, params: dict[str, Any]) -> None:
     helper.bitmap_remove(str(params["path"]), str(params["name"]))
 
 
-_IMAGE_VERBS: dict[str, Callable[[HelperClient, dict[str, Any]], Any]] = {
+def _tpm_state(helper: HelperClient, params: dict[str, Any]) -> TpmState:
+    """Not an error: a VM whose TPM cannot be read is replicated all the same, and called not fully protected."""
+    try:
+        return TpmState(digest=sha256(helper.read_tpm(str(params["vm_uuid"]))).hexdigest())
+    except VaporError as error:
+        return TpmState(digest=None, why=": ".join(filter(None, (error.what, error.why))), fix=error.fix)
+
+
+_HOST_VERBS: dict[str, Callable[[HelperClient, dict[str, Any]], Any]] = {
     "image-info": _image_info,
     "add-bitmap": _add_bitmap,
     "clear-bitmap": _clear_bitmap,
     "remove-bitmap": _remove_bitmap,
+    "tpm-state": _tpm_state,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 from vapor_desktop.model.errors import (
@@ -74,6 +75,7 @@ def publish(
         wire_bytes=wire_bytes,
         nvram="nvram" in blobs,
         tpm="tpm" in blobs,
+        tpm_digest=sha256(blobs["tpm"]).hexdigest() if "tpm" in blobs else "",
     )
     # Told by the engine's clock and a measured offset: one that stepped must not make a point of the future,
     # whose age would be unknown, and this site's alarm blind, until time caught up.

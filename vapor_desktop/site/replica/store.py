@@ -149,7 +149,7 @@ class ReplicaStore:
         return PointDomain(domain_xml=xml, disks=tuple(sorted(entry.files)), nvram=point.nvram)
 
     def point_file(self, vm: str, seq: int, name: str) -> Path:
-        """``domain.xml`` or ``nvram.fd`` of a living point. Raises NotFound."""
+        """``domain.xml``, ``nvram.fd`` or ``tpm.tar`` of a living point. Raises NotFound."""
         layout, _ = self._entry(vm, seq)
         path = layout.point(seq) / name
         if name not in POINT_FILES or not path.is_file():
@@ -450,6 +450,10 @@ class ReplicaStore:
             return merge.finish(layout, self._load(layout), journal, self._scan)
 
     # --- failover ----------------------------------------------------------------------------------
+    def check_lease(self, vm: str, fence: int) -> None:
+        """Raises StaleLease unless ``fence`` is of the VM's living lease here."""
+        self._check_lease(self._layout(vm).vm, fence)
+
     def run(self, vm: str, request: RunRequest) -> Run:
         """Take the VM over: epoch, overlays, NVRAM. Revokes a running receive, stops a merge. Idempotent.
 
