@@ -119,6 +119,15 @@ def test_the_vm_starts_and_no_torn_point_is_published(stage: Stage, fmt: str) ->
         quiet = engine.worker.run(pid)
         assert quiet is not None
         assert quiet.unchanged
+        a.virsh("desc", name, "--config", "moved to another rack")  # nothing but its configuration changes
+        told = engine.worker.run(pid)
+        assert told is not None
+        assert told.seq is not None
+        assert told.result is not None
+        assert told.result.data_bytes == 0
+        after = engine.worker.run(pid)
+        assert after is not None
+        assert after.unchanged
     assert not stage.row(name).protection.warnings
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from tests.unit.mover_rig import MIB, Rig, SourceDisk, export, noise, run
 from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.model.domain_xml.digest import configuration_digest
 from vapor_desktop.model.errors import TransferInterrupted
 from vapor_desktop.model.manifest import DiskMode
-from vapor_desktop.model.wire import DiskTransfer, NbdSource, Progress, ScrubSlice, Transfer
+from vapor_desktop.model.wire import DiskTransfer, NbdSource, Progress, ScrubSlice, Transfer, Transferred
 from vapor_desktop.site.helper import Helper, listen_at
 from vapor_desktop.site.mover.peer import PeerPool
 from vapor_desktop.site.mover.scrub import Scrub
@@ -237,3 +238,32 @@ def test_who_has_it_open_for_writing_is_seen(rig: Rig, image: Image) -> None:
     wait_until(lambda: rig.helper.image_stamp(path)[1], "the writer's lock", timeout_s=10)
     vm.stop()
     assert not rig.helper.image_stamp(path)[1]
+
+
+def test_a_changed_configuration_or_varstore_of_an_unwritten_vm_makes_a_point(rig: Rig) -> None:
+    image = Image(rig, "qcow2")
+    varstore = rig.root / "vars.fd"
+    varstore.write_bytes(b"one")
+
+    def send(disk: DiskTransfer, xml: str) -> Transferred:
+        asked = image.transfer(disk, skip_if_empty=True)
+        more = {"domain_xml": xml, "config": configuration_digest(xml), "nvram_path": str(varstore)}
+        newest = rig.manifest().newest
+        known = newest.config if newest else ""
+        draft = asked.draft.model_copy(update=more)
+        return rig.send(asked.model_copy(update={"draft": draft, "known_config": known}))
+
+    assert send(image.disk(bitmap=None), "<domain><vcpu>1</vcpu></domain>").published
+    rig.helper.bitmap_clear(str(image.path), BITMAP, image.stamp)
+    delta = image.disk(DiskMode.DELTA, bitmap=BITMAP)
+    assert send(delta, "<domain> <vcpu>1</vcpu> </domain>").empty
+    second = send(delta, "<domain><vcpu>2</vcpu></domain>")
+    assert second.published
+    assert (second.data_bytes, second.zero_bytes) == (0, 0)
+    assert send(delta, "<domain><vcpu>2</vcpu></domain>").empty
+    varstore.write_bytes(b"two")
+    third = send(delta, "<domain><vcpu>2</vcpu></domain>")
+    assert third.published
+    assert rig.store.point_file(rig.vm, third.seq, "nvram.fd").read_bytes() == b"two"
+    assert send(delta, "<domain><vcpu>2</vcpu></domain>").empty
+    assert image.identical(third.seq)

@@ -18,6 +18,7 @@ from vapor_desktop.engine.plan import CyclePlan, ours, plan_cycle
 from vapor_desktop.engine.ports import Clock, Hypervisor, Mover, SiteApi
 from vapor_desktop.engine.source_job import SourceJob
 from vapor_desktop.model import bandwidth, rpo
+from vapor_desktop.model.domain_xml.digest import configuration_digest
 from vapor_desktop.model.domains import BackupJob, DomainView
 from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import NotFound, TransferCancelled, VaporError
@@ -310,13 +311,15 @@ class Cycle:
         plan: CyclePlan,
         frozen_s: float = 0.0,
     ) -> PointDraft:
+        xml = self._c.hypervisor.domain_xml(self._vm)
         return PointDraft(
             protection_id=self._p.protection_id,
             vm_name=domain.name,
             checkpoint=checkpoint,
             taken_at=taken_at,
             consistency=consistency,
-            domain_xml=self._c.hypervisor.domain_xml(self._vm),
+            domain_xml=xml,
+            config=configuration_digest(xml),
             nvram_path=domain.nvram_path,
             tpm_dir=domain.tpm_dir if self._tpm is not None and self._tpm.digest is not None else None,
             without_disks=plan.excluded,
@@ -348,6 +351,7 @@ class Cycle:
             and not plan.resume_incoming
             and manifest.newest is not None
             and not self._tpm_moved(manifest.newest.seq),
+            known_config=manifest.newest.config if manifest.newest else "",
         )
         hooks = c.hooks
         if hooks.cancelled():

@@ -6,6 +6,7 @@ carry a checksum of their own canonical JSON, so damage is noticed, never guesse
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -100,6 +101,7 @@ class PointEntry(Value):
     # Disk target -> stamp of a stopped VM's image when it was last proven to hold this point's content. One that
     # moved while the bitmap stayed empty was written behind QEMU's back [facts/libvirt 1.4].
     images: dict[str, str] = {}
+    config: str = ""  # digest of the domain XML, NVRAM and TPM state of the point; "": not known
 
 
 class Manifest(Value):
@@ -129,6 +131,16 @@ class Manifest(Value):
     def entry(self, seq: int) -> PointEntry | None:
         """The living point of that number."""
         return next((p for p in self.points if p.seq == seq and not p.dead), None)
+
+
+def config_of_point(configuration: str, blobs: Mapping[str, bytes]) -> str:
+    """``PointEntry.config``: a configuration's digest and what belongs to it (NVRAM, TPM state). "" stays ""."""
+    if not configuration:
+        return ""
+    found = sha256(configuration.encode())
+    for name, content in sorted(blobs.items()):
+        found.update(name.encode() + b"\0" + sha256(content).digest())
+    return found.hexdigest()
 
 
 _Document = TypeVar("_Document", Point, Manifest)

@@ -490,6 +490,7 @@ class PointDraft(Value):
     without_disks: tuple[str, ...] = ()
     frozen_s: float = 0.0  # how long the guest's file systems were held, at most
     images: dict[str, str] = {}  # disk target -> stamp of a stopped VM's image
+    config: str = ""  # ``configuration_digest`` of ``domain_xml``; the mover adds NVRAM and TPM. "": not told
 
 
 class Transfer(Value):
@@ -511,6 +512,7 @@ class Transfer(Value):
     complete: bool = True  # False: a first copy made of several jobs; keep it incoming, do not publish
     deadline_s: float | None = None  # stop cleanly after this long and keep the incoming
     skip_if_empty: bool = False  # nothing dirty on any disk: open no incoming, publish nothing, answer empty
+    known_config: str = ""  # the newest point's ``PointEntry.config``; another one now is a change too
 
 
 class Transferred(Value):

@@ -13,7 +13,7 @@ from typing import Any
 
 from vapor_desktop.model.errors import InvalidRequest, TransferCancelled, TransferInterrupted, VaporError
 from vapor_desktop.model.extents import Extent
-from vapor_desktop.model.manifest import DiskMode, Manifest
+from vapor_desktop.model.manifest import DiskMode, Manifest, config_of_point
 from vapor_desktop.model.wire import DiskTransfer, Progress, Transfer, Transferred
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.leases import vm_file_name
@@ -62,6 +62,7 @@ class Outgoing:
     _records: list[DigestTable | None] = field(default_factory=list)
     _stopped: dict[str, StoppedImage] = field(default_factory=dict)
     _moved: VaporError | None = None
+    _config: str = ""
 
     def cancel(self) -> None:
         """Stop within a chunk; the session is ended, the receiver keeps what is durable."""
@@ -86,10 +87,12 @@ class Outgoing:
         sources = [self._source(disk, stack) for disk in request.disks]
         # A disk may be compared now that was to be sent by its changes.
         request = self.request = request.model_copy(update={"disks": tuple(s.disk for s in sources)})
-        if request.skip_if_empty and not request.resume_incoming and not any(s.changed for s in sources):
+        blobs = self._blobs()
+        self._config = config_of_point(request.draft.config, blobs)
+        same = self._config == request.known_config and not any(s.changed for s in sources)
+        if request.skip_if_empty and not request.resume_incoming and same:
             self._check_stopped()
             return self._answer([], started, 0, published=False, manifest=None, empty=True)
-        blobs = self._blobs()
         session, opened = self._open()
         self._sessions = [session]
         session.on_error = self._stop.set
@@ -318,7 +321,8 @@ class Outgoing:
         return min(PROGRESS_S, deadline_s - (time.monotonic() - started))
 
     def _commit(self, session: PeerSession, duration_s: float, wire_bytes: int) -> Manifest:
-        draft = self.request.draft.model_copy(update={"images": self._stamps()}).model_dump(mode="json")
+        told = {"images": self._stamps(), "config": self._config}
+        draft = self.request.draft.model_copy(update=told).model_dump(mode="json")
         answer = session.ask(
             protocol.encode_json(Kind.COMMIT, {"draft": draft, "duration_s": duration_s, "wire_bytes": wire_bytes}),
             Kind.COMMITTED,

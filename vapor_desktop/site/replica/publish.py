@@ -91,6 +91,7 @@ def publish(
         epoch_number=point.epoch.number,
         bytes_sent=sum(d.sent_bytes for d in disks),
         images=draft.images,
+        config=draft.config,
     )
     steps.reached("publish-begin")
     _write_point(layout, incoming, point, entry, draft.domain_xml, blobs)
