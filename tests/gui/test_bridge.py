@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 from fake_backend import FakeBackend, fleet, later
-from PySide6.QtCore import QObject, QTimer
+from heartbeat import Heartbeat
+from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
@@ -16,31 +17,6 @@ from vapor_desktop.gui.bridge import Bridge
 from vapor_desktop.gui.engine_thread import EngineThread
 from vapor_desktop.model.errors import SiteUnreachable, Unexpected, VaporError
 from vapor_desktop.model.wire import Progress
-
-
-class Heartbeat(QObject):
-    """Beats every 10 ms on the GUI thread; ``worst`` is the CPU-independent longest gap in seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gaps: list[float] = []
-        self._last = time.perf_counter()
-        self._timer = QTimer(self)
-        self._timer.timeout.connect(self._beat)
-        self._timer.start(10)
-
-    def _beat(self) -> None:
-        now = time.perf_counter()
-        self.gaps.append(now - self._last)
-        self._last = now
-
-    def restart(self) -> None:
-        self.gaps.clear()
-        self._last = time.perf_counter()
-
-    @property
-    def worst(self) -> float:
-        return max(self.gaps)
 
 
 def hanging_round(console, qtbot: QtBot) -> float:  # type: ignore[no-untyped-def]
