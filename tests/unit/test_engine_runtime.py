@@ -187,6 +187,18 @@ def test_a_cycle_that_hung_while_the_vm_was_failed_over_ends_unheard(
     assert engine.repository.protection("p1") == before
 
 
+def test_a_cycle_that_was_paused_as_it_began_leaves_the_row_paused(engine: Engine, backend: EngineBackend) -> None:
+    """It had just said *syncing* when the person said *pause*."""
+    wait_until(lambda: backend.snapshot().protections[0].protection.failures > 0, "a failure", timeout_s=20)
+    backend.pause("p1")
+    wait_until(lambda: backend.snapshot().protections[0].cycle_started_at is None, "no cycle", timeout_s=20)
+    records.update(engine.repository, "p1", records.to_phase(Phase.SYNCING))
+    cycles = len(engine.repository.cycles("p1", 50))
+    backend.sync_now("p1")
+    wait_until(lambda: len(engine.repository.cycles("p1", 50)) > cycles, "the end of the cycle", timeout_s=20)
+    wait_until(lambda: backend.snapshot().protections[0].protection.phase is Phase.PAUSED, "paused", timeout_s=10)
+
+
 def test_what_is_mended_is_tried_at_once(engine: Engine, backend: EngineBackend) -> None:
     wait_until(lambda: backend.snapshot().protections[0].protection.failures > 1, "failures", timeout_s=30)
     records.update(

@@ -21,6 +21,7 @@ from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model import retention
 from vapor_desktop.model.errors import (
     EpochMoved,
+    HostKeyChanged,
     HypervisorUnreachable,
     NotFound,
     PointPinned,
@@ -92,7 +93,7 @@ class ProtectionWorker:
         try:
             outcome = self._cycle(protection)
         except VaporError as error:
-            self._failed(protection, error, self._clock.monotonic() - began)
+            self._failed(protection, self._cause(protection, error), self._clock.monotonic() - began)
             if isinstance(error, ReplicaFull):
                 self._make_room(protection)
             return None
@@ -235,6 +236,20 @@ class ProtectionWorker:
             self._repository, self._clock.now(), "scrub-mismatch", text, severity=Severity.CRITICAL, protection_id=pid
         )
 
+    def _cause(self, protection: Protection, error: VaporError) -> VaporError:
+        """libvirt can only say that its ssh failed. A new connection begins with the host key, and can say why."""
+        source = self._repository.site(protection.source_site)
+        if source is None or not isinstance(error, HypervisorUnreachable):
+            return error
+        self._gateway.drop(source.site_id)
+        try:
+            self._gateway.hypervisor(source)
+        except HostKeyChanged as changed:
+            return changed
+        except VaporError as other:
+            log.info("why libvirt does not answer is not known", vm=protection.vm_name, code=other.code)
+        return error
+
     def _failed(self, protection: Protection, error: VaporError, duration_s: float) -> None:
         pid = protection.protection_id
         now = self._clock.now()
@@ -264,7 +279,7 @@ class ProtectionWorker:
                 return p  # it was failed over while this cycle hung: its end is nobody's business any more
             if moved_to is not None and moved_to.owner == p.target_site:
                 return records.failed_over(moved_to.number, moved_to.owner)(p)
-            moved = p if p.paused or waiting else records.to_cycle_phase(phase)(p)
+            moved = records.to_cycle_phase(_resting(p, phase, waiting))(p)
             return moved.model_copy(
                 update={
                     "failures": failures,
@@ -292,8 +307,6 @@ class ProtectionWorker:
     def _phase_after(self, protection: Protection, error: VaporError) -> Phase:
         if error.code in _SITE_GONE and not self._answers(protection.source_site):
             return Phase.SOURCE_UNREACHABLE
-        if error.code == HypervisorUnreachable.code:
-            self._gateway.drop(protection.source_site)  # the next try begins with the host key, and can say why
         return Phase.ERROR
 
     def _answers(self, site_id: str) -> bool:
@@ -355,6 +368,15 @@ class ProtectionWorker:
         except VaporError as error:
             log.info("retention waits", vm=protection.vm_name, code=error.code, error=str(error))
         records.cache_manifest(self._repository, protection.protection_id, manifest)
+
+
+def _resting(p: Protection, failed: Phase, waiting: bool) -> Phase:
+    """What a protection is once its cycle came to no point: never "syncing" when nothing runs."""
+    if p.paused:
+        return Phase.PAUSED
+    if waiting:
+        return Phase.PROTECTED if p.phase in {Phase.SYNCING, Phase.COMPARING} else p.phase
+    return failed
 
 
 def _to_drop(manifest: Manifest, now: datetime, limit: int, refused: Collection[int] = ()) -> list[int]:

@@ -114,7 +114,8 @@ def _translate(settings: SiteSettings, peer: EnrolPeer, code: int, stderr: bytes
         )
     offered = _offered_keys(peer)
     if offered and not offered & set(peer.host_keys):
-        return HostKeyChanged(f"The SSH host key of {peer.name} is not the pinned one", why=words, **_at(peer))
+        changed = f"The SSH host key of {peer.name} is not the one that was pinned"
+        return HostKeyChanged(changed, why="nothing was sent", ssh=words, **_at(peer))
     return NotAllowed(
         f"{peer.name} refused this site's SSH key",
         why=words,
