@@ -376,8 +376,8 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/replicas/{vm}/points/{seq}/domain", "/replicas/{vm}/points/{seq}/drop",
         "/replicas/{vm}/points/{seq}/pins", "/replicas/{vm}/incoming",
         "/tpm", "/replicas/{vm}/points/{seq}/tpm",
-        "/replicas/{vm}/seed", "/replicas/{vm}/settings",
-        "/replicas/{vm}/current-as-of", "/replicas/{vm}/runs", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
+        "/replicas/{vm}/seed", "/replicas/{vm}/settings", "/replicas/{vm}/current-as-of",
+        "/replicas/{vm}/runs", "/replicas/{vm}/give-back", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
         "/guardian/events", "/guardian/scratch", "/guard", "/guard/{vm}",
     }  # fmt: skip
     assert set(paths) == {f"/api/v1{path}" for path in told}

@@ -11,7 +11,7 @@ import sys
 import click
 
 from vapor_desktop import __version__
-from vapor_desktop.cli import details, protections, settings, sites
+from vapor_desktop.cli import details, operations, protections, settings, sites
 from vapor_desktop.cli.output import Output, exit_code
 from vapor_desktop.model.errors import VaporError
 
@@ -28,6 +28,8 @@ def vaporctl(ctx: click.Context, as_json: bool) -> None:
 vaporctl.add_command(sites.site)
 vaporctl.add_command(sites.pair)
 vaporctl.add_command(sites.vms)
+vaporctl.add_command(operations.migrate)
+vaporctl.add_command(operations.operation)
 for command in (*protections.COMMANDS, *settings.COMMANDS, *details.COMMANDS):
     vaporctl.add_command(command)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
-from vapor_desktop.model.operations import Operation, OperationKind
+from vapor_desktop.model.operations import Operation, OperationKind, StepRow
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import (
     Check,
@@ -91,6 +91,7 @@ class Backend(Protocol):
         """Start one; its id. Raises Conflict naming the open operation of that VM."""
 
     def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]: ...
+    def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]: ...
     def operation(self, operation_id: str) -> Operation: ...
     def answer_question(self, operation_id: str, question_id: str, choice: str) -> None: ...
     def cancel_operation(self, operation_id: str) -> None:

@@ -27,7 +27,7 @@ from vapor_desktop.model.errors import (
     from_wire,
 )
 from vapor_desktop.model.manifest import Manifest
-from vapor_desktop.model.operations import Operation, OperationKind
+from vapor_desktop.model.operations import Operation, OperationKind, StepRow
 from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention, StartGuard
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
@@ -447,6 +447,10 @@ class EngineBackend:
     def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]:
         """Newest first."""
         return self._repository.operations(open_only=open_only, limit=limit)
+
+    def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]:
+        """What such an operation would do, step by step: the dry run's list."""
+        return self._engine.operations.plan(kind)
 
     def operation(self, operation_id: str) -> Operation:
         """Its journal. Raises NotFound."""

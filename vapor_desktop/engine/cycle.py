@@ -8,6 +8,7 @@ checkpoint -> retention. Whatever breaks, the guest is thawed and running, and t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -46,6 +47,7 @@ from vapor_desktop.model.wire import (
 JOB_LEAST_S = 10.0
 SCRUB_LEAST_BYTES = 4 << 20
 SCRUB_MOST_BYTES = 256 << 20
+SCRUB_BYTES_S = 100 << 20  # what a modest disk reads while it serves a VM
 
 
 @dataclass(slots=True)
@@ -95,6 +97,8 @@ class CycleContext:
     scratch_reserve_bytes: int
     target_offset_s: float  # the target's clock minus ours
     hooks: Hooks = field(default_factory=Hooks)
+    lease: HeldLease | None = None  # of an operation that runs this cycle as one of its steps
+    scrub_whole: bool = False  # compare every block on record, not a slice
 
 
 class Cycle:
@@ -117,12 +121,19 @@ class Cycle:
         )
         self._tpm: TpmState | None = None  # what the next point can hold, of a VM whose TPM can come along
 
+    def _lease(self) -> AbstractContextManager[HeldLease]:
+        c = self._c
+        if c.lease is not None:
+            return nullcontext(c.lease)
+        return HeldLease(c.target_api, self._vm, c.holder, c.holder_name, "cycle")
+
     def run(self) -> Outcome:
         """The whole cycle, under the target's lease for this VM."""
         c = self._c
         asked_at = c.clock.now()
-        with HeldLease(c.target_api, self._vm, c.holder, c.holder_name, "cycle") as lease:
-            self._check_clock(asked_at, lease.granted_at)
+        with self._lease() as lease:
+            if c.lease is None:  # only a lease of this very moment tells the target's clock
+                self._check_clock(asked_at, lease.granted_at)
             domain = c.hypervisor.domain(self._vm)
             view = self._replica(lease, domain.name)
             if domain.live_id is not None:
@@ -391,16 +402,21 @@ class Cycle:
         policy = self._p.policy
         total = sum(d.size_bytes for d in disks)
         share = total * policy.rpo_target_s / (policy.scrub_days * 86400)
+        # Long RPO targets have few cycles: a larger slice then, in about a tenth of the time between two.
+        most = max(SCRUB_MOST_BYTES, policy.rpo_target_s * SCRUB_BYTES_S // 10)
         request = ScrubSlice(
             vm_uuid=self._vm,
             peer_site=self._p.target_site,
             grant=self._grant(lease, manifest),
             disks=disks,
-            budget_bytes=int(min(max(share, SCRUB_LEAST_BYTES), SCRUB_MOST_BYTES)),
+            budget_bytes=total if self._c.scrub_whole else int(min(max(share, SCRUB_LEAST_BYTES), most)),
+            whole=self._c.scrub_whole,
         )
         try:
             return self._c.mover.scrub(request, self._c.hooks.cancelled)
         except VaporError as error:
+            if self._c.scrub_whole:
+                raise
             self._warnings.append(f"the scrub could not run: {error.what}")
             return None
 

@@ -106,8 +106,26 @@ class ProtectionWorker:
         self._trim(protection, outcome.manifest, outcome.extra_files)
         return outcome
 
+    def run_in_operation(self, protection_id: str, lease: HeldLease, *, scrub_whole: bool = False) -> Outcome:
+        """One cycle as a step of an operation, under its lease. Raises what keeps it from a point."""
+        protection = self._repository.protection(protection_id)
+        if protection is None:
+            raise NotFound("That protection does not exist any more")
+        began = self._clock.monotonic()
+        try:
+            outcome = self._cycle(protection, lease, scrub_whole=scrub_whole)
+        except VaporError as error:
+            self._failed(protection, error, self._clock.monotonic() - began)
+            raise
+        finally:
+            with self._lock:
+                self._progress.pop(protection_id, None)
+                self._cancelled.discard(protection_id)
+        self._succeeded(protection, outcome, self._clock.monotonic() - began)
+        return outcome
+
     # --- the cycle ---------------------------------------------------------------------------------
-    def _cycle(self, protection: Protection) -> Outcome:
+    def _cycle(self, protection: Protection, lease: HeldLease | None = None, *, scrub_whole: bool = False) -> Outcome:
         source = self._site(protection.source_site)
         target = self._site(protection.target_site)
         gateway = self._gateway
@@ -145,6 +163,8 @@ class ProtectionWorker:
             scratch_reserve_bytes=identity.scratch_reserve_bytes,
             target_offset_s=clock_row[0] if clock_row else 0.0,
             hooks=hooks,
+            lease=lease,
+            scrub_whole=scrub_whole,
         )
         return Cycle(context, protection).run()
 

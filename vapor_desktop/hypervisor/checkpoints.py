@@ -55,6 +55,13 @@ class Checkpoints:
                 )
             return _validate(dom, name, disks)
 
+    def create(self, vm_uuid: str, name: str, disks: Sequence[str]) -> None:
+        """Begin to note writes to ``disks``, all at one moment. One that is there already is left as it is."""
+        _only_ours(name)
+        with self._link.domain(vm_uuid, f"Could not make the checkpoint {name}") as dom:
+            if _lookup(dom, name) is None:
+                dom.checkpointCreateXML(checkpoint_xml(name, disks, created_s=None), 0)
+
     def delete(self, vm_uuid: str, name: str) -> None:
         """Delete bitmaps and metadata as one act.
 

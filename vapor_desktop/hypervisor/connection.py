@@ -62,6 +62,10 @@ class LibvirtHypervisor:
         return self._inventory.disk_errors(vm_uuid)
 
     # checkpoints
+    def create_checkpoint(self, vm_uuid: str, name: str, disks: Sequence[str]) -> None:
+        """Begin to note writes."""
+        self._checkpoints.create(vm_uuid, name, disks)
+
     def checkpoints(self, vm_uuid: str) -> Sequence[str]:
         """Every checkpoint libvirt knows, others' too, ancestors first."""
         return self._checkpoints.names(vm_uuid)
@@ -117,6 +121,14 @@ class LibvirtHypervisor:
     def try_start(self, xml: str) -> str | None:
         """Start a throw-away VM and destroy it: libvirt's words when a hook refused it, None when it started."""
         return self._lifecycle.try_start(xml)
+
+    def shut_down(self, vm_uuid: str, *, agent: bool) -> None:
+        """Ask the guest to switch itself off."""
+        self._lifecycle.shut_down(vm_uuid, agent=agent)
+
+    def destroy(self, vm_uuid: str) -> None:
+        """Cut its power."""
+        self._lifecycle.destroy(vm_uuid)
 
     def resume(self, vm_uuid: str) -> None:
         """Let a paused VM run."""

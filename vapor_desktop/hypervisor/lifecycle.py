@@ -13,7 +13,7 @@ KEEP_TPM, KEEP_TPM_SINCE = 1 << 5, 8_009_000
 
 
 class Lifecycle:
-    """Acts on a VM only when called to; never destroys one."""
+    """Acts on a VM only when called to."""
 
     def __init__(self, link: Link, slow: Link) -> None:
         self._link = link
@@ -68,6 +68,22 @@ class Lifecycle:
         with self._link.domain(vm_uuid, "The VM did not resume") as dom:
             if state_of(dom)[0] != "running":
                 dom.resume()
+
+    def shut_down(self, vm_uuid: str, *, agent: bool) -> None:
+        """Ask the guest to switch itself off; one that is off already is left as it is.
+
+        ``agent``: through qemu-ga, else by the ACPI button, which a guest may ignore.
+        """
+        flags = libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT if agent else libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
+        with self._slow.domain(vm_uuid, "The guest could not be asked to shut down") as dom:
+            if dom.isActive():
+                dom.shutdownFlags(flags)
+
+    def destroy(self, vm_uuid: str) -> None:
+        """Cut its power; one that is off already is left as it is."""
+        with self._slow.domain(vm_uuid, "The VM could not be switched off") as dom:
+            if dom.isActive():
+                dom.destroy()
 
     def set_autostart(self, vm_uuid: str, on: bool) -> None:
         """Start it with the host, or not."""

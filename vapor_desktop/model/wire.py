@@ -328,6 +328,18 @@ class TpmPlaced(Value):
     kept: str | None
 
 
+class GiveBackRequest(Value):
+    """POST /replicas/{vm}/give-back: the undo of a take-over before the VM ran here.
+
+    The source owns the VM again under ``new_epoch``; the overlays of ``run_epoch`` go, unless something uses them.
+    """
+
+    fence: int
+    new_epoch: Epoch
+    run_epoch: int
+    reason: str
+
+
 # --- guardian --------------------------------------------------------------------------------------
 class WatchJob(Value):
     """PUT /guardian/{vm}/job on the source, before backupBegin and then every renewal.
@@ -548,6 +560,7 @@ class ScrubSlice(Value):
     grant: WriteGrant
     disks: tuple[DiskTransfer, ...]
     budget_bytes: int
+    whole: bool = False  # from the beginning of the first disk, wherever the last slice ended
 
 
 class Scrubbed(Value):

@@ -19,6 +19,7 @@ from vapor_desktop.model.wire import (
     CurrentAsOf,
     EnrolConsole,
     EnrolPeer,
+    GiveBackRequest,
     GuardianEvent,
     GuardRecord,
     GuardRelease,
@@ -209,6 +210,10 @@ class HttpSiteApi:
     def place_tpm(self, vm_uuid: str, seq: int, request: PlaceTpm) -> TpmPlaced:
         """Make a point's TPM state that of a VM that is off. Raises Conflict, StaleLease."""
         return self._send(TpmPlaced, "POST", f"{_replica(vm_uuid)}/points/{seq}/tpm", request)
+
+    def give_back(self, vm_uuid: str, request: GiveBackRequest) -> Manifest:
+        """Undo a take-over while the VM has not run there."""
+        return self._send(Manifest, "POST", f"{_replica(vm_uuid)}/give-back", request)
 
     # --- leases ---------------------------------------------------------------------------------
     def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease:

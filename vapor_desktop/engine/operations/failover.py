@@ -51,20 +51,28 @@ def points_of(manifest: Manifest, clock: Clock, target_offset: rpo.ClockOffset |
 
 def _check(ctx: StepContext) -> Result:
     """Would it start there? Asked before the epoch moves: after that the source's next cycle is refused for good."""
-    p, target = ctx.protection, ctx.site(ctx.protection.target_site)
-    api, hv = ctx.api(target.site_id), ctx.hypervisor(target.site_id)
+    p, target = ctx.protection, ctx.protection.target_site
+    api = ctx.api(target)
     manifest = api.replica(p.vm_uuid).manifest
     seq = _choose(manifest, ctx.operation.args.get("seq"))
-    _look_for_strangers(p, hv, _epoch(manifest, target.site_id))
     carried = api.point_domain(p.vm_uuid, seq)
+    check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=_epoch(manifest, target))
+    return {"seq": seq}
+
+
+def check_target(ctx: StepContext, domain_xml: str, disks: Sequence[str], *, nvram: bool, epoch: Epoch) -> None:
+    """Raises Conflict (a stranger has its name or UUID), StartFailed (the host lacks something). Changes nothing."""
+    p, target = ctx.protection, ctx.site(ctx.protection.target_site)
+    hv = ctx.hypervisor(target.site_id)
+    _look_for_strangers(p, hv, epoch)
     folder = f"{target.replica_root}/{p.vm_uuid}"
     capabilities = hv.capabilities_xml()
     kvm = has_kvm(capabilities)
     built = build_target(
-        carried.domain_xml,
-        disks={d: f"{folder}/{d}.qcow2" for d in carried.disks},
+        domain_xml,
+        disks={d: f"{folder}/{d}.qcow2" for d in disks},
         networks=p.mappings.networks,
-        nvram=f"{folder}/nvram.fd" if carried.nvram else None,
+        nvram=f"{folder}/nvram.fd" if nvram else None,
         fresh_genid=True,
         kvm=kvm,
     )
@@ -75,7 +83,6 @@ def _check(ctx: StepContext) -> Result:
             why="; ".join(f.what for f in lacks),
             fix=" ".join(dict.fromkeys(f.fix for f in lacks if f.fix)),
         )
-    return {"seq": seq}
 
 
 def _look_for_strangers(p: Protection, hv: Hypervisor, epoch: Epoch) -> None:
@@ -124,7 +131,7 @@ def _start(ctx: StepContext) -> Result:
     hv, vm = ctx.hypervisor(target), p.vm_uuid
     taken = ctx.done["take-over"]
     notes: tuple[str, ...] = ()
-    if _state(hv, vm) != "running":
+    if vm_state(hv, vm) != "running":
         # Asked again rather than recorded: the XML may hold secrets. Idempotent for the same epoch.
         epoch = Epoch(number=taken["epoch"], owner=target)
         request = RunRequest(
@@ -133,21 +140,13 @@ def _start(ctx: StepContext) -> Result:
             seq=taken["seq"],
             reason=ctx.operation.reason,
         )
-        api = ctx.api(target)
-        run = api.run(vm, request)
-        tpm = look_at_tpm(api, vm, run.seq, run.domain_xml)
-        domain = target_domain(p, hv, run, tpm=tpm is None or tpm.device)
-        # Defined from this very run before: its TPM is in place, and the guest may have used it since.
-        placed = () if _mark_there(hv, vm) == run_mark(p, run) else place_tpm(api, tpm, vm, run.seq, request.fence)
-        hv.define(domain.xml)
-        hv.set_autostart(vm, False)
-        if _state(hv, vm) == "paused":
+        notes = define_run(ctx, ctx.api(target).run(vm, request), request.fence, fresh_genid=True)
+        if vm_state(hv, vm) == "paused":
             hv.resume(vm)
         else:
             hv.start(vm)
-        notes = (*domain.notes, *placed)
-    if not ctx.wait_until(lambda: _state(hv, vm) == "running", START_DEADLINE_S, 0.05):
-        raise StartFailed(f"“{p.vm_name}” was started at the target but is {_state(hv, vm)}")
+    if not ctx.wait_until(lambda: vm_state(hv, vm) == "running", START_DEADLINE_S, 0.05):
+        raise StartFailed(f"“{p.vm_name}” was started at the target but is {vm_state(hv, vm)}")
     _look_for_strangers(p, hv, Epoch(number=taken["epoch"], owner=target))
     seconds = (ctx.tools.clock.now() - ctx.operation.started_at).total_seconds()
     ctx.note(f"Running after {seconds:.1f} s")
@@ -188,6 +187,22 @@ FAILOVER = OperationType(
 )
 
 
+def define_run(ctx: StepContext, run: Run, fence: int, *, fresh_genid: bool) -> tuple[str, ...]:
+    """Define the VM on the run's overlays at the target, its TPM in place, no autostart. What a person should know.
+
+    Asked of the site again rather than recorded: the XML may hold secrets.
+    """
+    p, target = ctx.protection, ctx.protection.target_site
+    api, hv, vm = ctx.api(target), ctx.hypervisor(target), ctx.protection.vm_uuid
+    tpm = look_at_tpm(api, vm, run.seq, run.domain_xml)
+    domain = target_domain(p, hv, run, tpm=tpm is None or tpm.device, fresh_genid=fresh_genid)
+    # Defined from this very run before: its TPM is in place, and the guest may have used it since.
+    placed = () if _mark_there(hv, vm) == run_mark(p, run) else place_tpm(api, tpm, vm, run.seq, fence)
+    hv.define(domain.xml)
+    hv.set_autostart(vm, False)
+    return (*domain.notes, *placed)
+
+
 def target_lacks(hypervisor: Hypervisor, xml: str, capabilities_xml: str, kvm: bool) -> list[Finding]:
     """What the host lacks to start this very domain."""
     facts = parse_domain(xml)
@@ -205,14 +220,19 @@ def run_mark(protection: Protection, run: Run) -> Mark:
     return Mark(protection.protection_id, run.epoch.number, run.seq)
 
 
-def target_domain(protection: Protection, hypervisor: Hypervisor, run: Run, *, tpm: bool = True) -> TargetDomain:
-    """The domain to define at the target for this run. ``tpm`` False: without the TPM that the source had."""
+def target_domain(
+    protection: Protection, hypervisor: Hypervisor, run: Run, *, tpm: bool = True, fresh_genid: bool = True
+) -> TargetDomain:
+    """The domain to define at the target for this run.
+
+    ``tpm`` False: without the TPM that the source had. ``fresh_genid``: not after a move that lost nothing.
+    """
     return build_target(
         run.domain_xml,
         disks=run.disks,
         networks=protection.mappings.networks,
         nvram=run.nvram,
-        fresh_genid=True,
+        fresh_genid=fresh_genid,
         kvm=has_kvm(hypervisor.capabilities_xml()),
         mark=run_mark(protection, run),
         tpm=tpm,
@@ -226,7 +246,8 @@ def _mark_there(hypervisor: Hypervisor, vm_uuid: str) -> Mark | None:
         return None
 
 
-def _state(hypervisor: Hypervisor, vm_uuid: str) -> str:
+def vm_state(hypervisor: Hypervisor, vm_uuid: str) -> str:
+    """libvirt's word, "undefined" for a VM it does not know."""
     try:
         return hypervisor.domain(vm_uuid).state
     except DomainNotFound:

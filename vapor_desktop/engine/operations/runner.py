@@ -82,7 +82,6 @@ class OperationRunner:
             if other.vm_uuid == protection.vm_uuid:
                 raise _busy(other)
         now = self._tools.clock.now()
-        rows = tuple(StepRow(name=s.name, title=s.title, no_return=s.no_return) for s in self._types[kind].steps)
         operation = Operation(
             operation_id=str(uuid.uuid4()),
             kind=kind,
@@ -95,12 +94,16 @@ class OperationRunner:
             engine_id=self._tools.identity.engine_id,
             started_at=now,
             seen_at=now,
-            steps=rows,
+            steps=self.plan(kind),
         )
         operation = self._repository.save_operation(operation)
         self._ready()
         self._durable.start(operation.operation_id)
         return operation
+
+    def plan(self, kind: OperationKind) -> tuple[StepRow, ...]:
+        """The steps such an operation has, none begun."""
+        return tuple(StepRow(name=s.name, title=s.title, no_return=s.no_return) for s in self._types[kind].steps)
 
     def adopt(self, living: set[str]) -> None:
         """Take over what engines that live no more have left, by compare-and-set. Call it now and then."""

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.wire import (
     CurrentAsOf,
+    GiveBackRequest,
     MergeRequest,
     PinRequest,
     PlaceTpm,
@@ -155,6 +156,20 @@ def run(vm: str, body: RunRequest, caller: Operator, site: Site) -> Run:
         console=caller.console_name,
     )
     return site.store.run(_vm(vm), body)
+
+
+@router.post("/{vm}/give-back")
+def give_back(vm: str, body: GiveBackRequest, caller: Operator, site: Site) -> Manifest:
+    """The undo of a take-over, while the VM has not run here."""
+    site.audit(
+        "give-back",
+        vm_uuid=_vm(vm),
+        epoch=body.new_epoch.number,
+        reason=body.reason,
+        token_id=caller.token_id,
+        console=caller.console_name,
+    )
+    return site.store.give_back(_vm(vm), body)
 
 
 def _vm(text: str) -> str:

@@ -50,7 +50,7 @@ class Scrub:
     def run(self) -> Scrubbed:
         """Compare the next slice. Raises StaleLease, TransferInterrupted, … ; nothing counts as checked then."""
         with locked(self._path):
-            cursor = read_json(self._path) or {}
+            cursor = {} if self.request.whole else read_json(self._path) or {}
             slices, after, wrapped = next_slices(self.request.disks, cursor, self.request.budget_bytes)
             session = self._pool.take(self.request.peer_site)
             self._session = session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vapor_desktop.model.errors import Conflict, EpochMoved, InvalidRequest, NotFound
 from vapor_desktop.model.manifest import Manifest, PointEntry
-from vapor_desktop.model.wire import Run, RunRequest
+from vapor_desktop.model.wire import GiveBackRequest, Run, RunRequest
 from vapor_desktop.site.replica import images, index, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import make_dir, remove_flat, sync_dir, sync_file, write_durable
@@ -63,6 +63,31 @@ def make(layout: Layout, manifest: Manifest, request: RunRequest, site_id: str, 
     for seq, _, record in records.unfinished(layout):  # a receive that goes on is refused from here on
         discard(layout, seq, record)
     return _described(layout, after, request, pinned)
+
+
+def give_back(layout: Layout, manifest: Manifest, request: GiveBackRequest, refs: References) -> Manifest:
+    """Under both locks, the lease checked. Idempotent for the same new epoch. Raises Conflict, EpochMoved."""
+    number, run = request.new_epoch.number, request.run_epoch
+    if request.new_epoch.owner != manifest.source_site:
+        raise InvalidRequest("A VM is given back to the site it came from")
+    if request.new_epoch != manifest.epoch:
+        if number <= manifest.epoch.number or (manifest.epoch.number, str(run) in manifest.runs) != (run, True):
+            raise EpochMoved(f"VM {manifest.vm_name} is in epoch {manifest.epoch.number}, not in run {run}")
+        for path in manifest.runs[str(run)].values():
+            image = layout.top / path
+            if refs.used_by_domain(image) or refs.children(image) or images.in_use_by_qemu(image):
+                raise Conflict(f"{image} is in use", fix="Stop and undefine the VM at this site first")
+        pin = pin_of(run)
+        points = tuple(
+            p.model_copy(update={"pins": tuple(x for x in p.pins if x != pin)}) if pin in p.pins else p
+            for p in manifest.points
+        )
+        runs = {n: paths for n, paths in manifest.runs.items() if n != str(run)}
+        update = {"epoch": request.new_epoch, "runs": runs, "points": points}
+        manifest = index.save(layout, manifest, manifest.model_copy(update=update))
+    if layout.run(run).is_dir() and str(run) not in manifest.runs:
+        remove_flat(layout.run(run))
+    return manifest
 
 
 def _described(layout: Layout, manifest: Manifest, request: RunRequest, entry: PointEntry) -> Run:

@@ -20,6 +20,7 @@ from vapor_desktop.model.errors import (
 from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointDisk, PointEntry
 from vapor_desktop.model.wire import (
     CurrentAsOf,
+    GiveBackRequest,
     IncomingView,
     PointDomain,
     PointDraft,
@@ -467,6 +468,16 @@ class ReplicaStore:
                 return before
             publish.settle(layout, manifest)
             return runs.make(layout, manifest, request, self._site_id, self._scan())
+
+    def give_back(self, vm: str, request: GiveBackRequest) -> Manifest:
+        """Undo a take-over: the source owns the VM again, under a new epoch. Idempotent.
+
+        Raises StaleLease, EpochMoved, Conflict (something uses the overlays), NotFound, ManifestInvalid.
+        """
+        with self._urgent(vm) as layout:
+            manifest = self._load(layout)
+            self._check_lease(layout.vm, request.fence)
+            return runs.give_back(layout, manifest, request, self._scan())
 
     # --- after a crash -----------------------------------------------------------------------------
     def reconcile(self, vm: str) -> Manifest:
