@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import proofs
 import pytest
@@ -277,3 +278,46 @@ def test_a_removed_disk_leaves_the_points_and_a_raw_one_is_compared_each_cycle(s
         assert subject.modes(point) == {"vda": DiskMode.DELTA, "vdc": DiskMode.COMPARE}
         [vdc] = [d for d in point.disks if d.target == "vdc"]
         assert vdc.sent_bytes == 4 * 65536  # only what differs
+
+
+def test_a_block_device_is_replicated_while_the_vm_is_off_and_while_it_runs(subject: Subject, tmp_path: Path) -> None:
+    """As an LVM volume is: no bitmap, a name below /dev that is a symlink, read by the root helper when off."""
+    host = subject.host
+    backing, name = tmp_path / "volume", Path(f"/dev/vapor-{host.layout.hostname}")
+    backing.write_bytes(os.urandom(8 << 20) + bytes(24 << 20))
+    loop = subprocess.run(
+        ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    name.symlink_to(loop)
+    try:
+        subject.stop()
+        kind = ("--sourcetype", "block", "--driver", "qemu", "--subdriver", "raw", "--config")
+        host.virsh("attach-disk", RENAMED, str(name), "vdd", *kind)
+        assert device_mode(subject) is DiskMode.FULL
+        assert same_as_device(subject, loop)
+        with open(loop, "r+b") as device:  # noqa: PTH123 - a device
+            device.seek(20 << 20)
+            device.write(os.urandom(1 << 20))
+            os.fsync(device.fileno())
+        assert device_mode(subject) is DiskMode.COMPARE
+        assert same_as_device(subject, loop)
+        subject.start()
+        assert subject.modes(subject.point())["vdd"] is DiskMode.COMPARE
+        subject.stop()
+        host.virsh("detach-disk", RENAMED, "vdd", "--config")
+    finally:
+        name.unlink()
+        subprocess.run(["losetup", "--detach", loop], check=False)
+
+
+def device_mode(subject: Subject) -> DiskMode:
+    outcome = subject.cycle()
+    assert outcome.seq is not None
+    return subject.modes(subject.api.point(subject.uuid, outcome.seq))["vdd"]
+
+
+def same_as_device(subject: Subject, device: str) -> bool:
+    replica = f"/var/lib/libvirt/images/vapor/{subject.uuid}/disks/{subject.newest.files['vdd']}"
+    there = subject.stage.lab.sites["b"].path(replica)
+    words = ["qemu-img", "compare", "-U", "-f", "raw", "-F", "qcow2", device, str(there)]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0

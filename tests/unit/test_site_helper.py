@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vapor_desktop.model.errors import Conflict, ImageToolFailed, NotAllowed, NotFound
+from vapor_desktop.site import helper_verbs as verbs
 from vapor_desktop.site.helper import Helper, listen_at
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.settings import SiteSettings
@@ -164,3 +165,14 @@ def test_a_helper_that_hangs_is_one_that_does_not_answer(tmp_path: Path) -> None
     listener = listen_at(tmp_path / "helper.sock", os.geteuid(), os.getegid())
     with listener:
         assert not HelperClient(tmp_path / "helper.sock", timeout_s=0.2).ping()
+
+
+def test_a_block_device_is_read_only_where_the_administrator_named_it(settings: SiteSettings) -> None:
+    with pytest.raises(NotAllowed) as caught:
+        verbs.image_stamp(settings, "/dev/vg0/web")
+    assert "helper_block_devices" in caught.value.fix
+    named = settings.model_copy(update={"helper_block_devices": (Path("/dev/null"), Path("/dev/vapor-none"))})
+    with pytest.raises(NotAllowed):  # a character device is none
+        verbs.image_stamp(named, "/dev/null")
+    with pytest.raises(NotFound):
+        verbs.image_stamp(named, "/dev/vapor-none")

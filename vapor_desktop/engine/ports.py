@@ -185,6 +185,7 @@ class ImageInfo:
     format: str
     bitmaps: dict[str, bool]
     stamp: str  # changes with every write to the image and with its replacement
+    qcow2_compat: str | None = None  # "0.10" (v2) | "1.1" (v3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from vapor_desktop.model.domain_xml.preflight import Finding, preflight
 from vapor_desktop.model.domain_xml.target import build_target
 from vapor_desktop.model.domains import DomainView
 from vapor_desktop.model.eligibility import judge
-from vapor_desktop.model.errors import HypervisorFailed
+from vapor_desktop.model.errors import HypervisorFailed, NotAllowed, NotFound
 from vapor_desktop.model.rpo import CLOCK_TELLS_S
 from vapor_desktop.model.sites import Site
 from vapor_desktop.model.tpm import tpm_fix, tpm_warning
 from vapor_desktop.model.view import Check, ProtectRequest
 
+_IMAGES = "Its images can be read at the source"
 _SCRATCH = "Space for the scratch of backup jobs"
 TPM_TITLE = "TPMs after a failover"
 
@@ -40,6 +41,33 @@ def run(
             text = f"{', '.join(slow)}: no bitmap is possible, so every cycle reads the whole disk"
             return Check("vms", "VMs", "warning", text, "Convert the disk to qcow2 for short RPO targets")
         return Check("vms", "VMs", "ok", f"{len(domains)} can be replicated")
+
+    def read_images() -> Check:
+        """What libvirt does not tell: the qcow2 version outside of pools, and whether a stopped VM could be read."""
+        mover = gateway.mover(source, target)
+        old, closed, fixes = [], [], []
+        for vm in domains:
+            wanted = {v.target for v in judge(vm) if v.kind in {"delta", "compare"}}
+            for disk in vm.disks:
+                if disk.target not in wanted or disk.source is None:
+                    continue
+                try:
+                    info = mover.image_info(disk.source)
+                except (NotAllowed, NotFound) as error:
+                    closed.append(f"{vm.name} {disk.target} ({disk.source})")
+                    fixes.append(error.fix)
+                    continue
+                if disk.driver_format == "qcow2" and info.qcow2_compat == "0.10":
+                    old.append(f"{vm.name} {disk.target}")
+                    fixes.append(f"Shut {vm.name} down and run: qemu-img amend -f qcow2 -o compat=1.1 {disk.source}")
+        fix = " ".join(dict.fromkeys(f for f in fixes if f))
+        if old:
+            text = f"{', '.join(old)}: a qcow2 of version 2 cannot store bitmaps"
+            return Check("images", _IMAGES, "failed", text, fix)
+        if closed:
+            text = f"{', '.join(closed)}: the root helper may not read it, so it is replicated only while the VM runs"
+            return Check("images", _IMAGES, "warning", text, fix)
+        return Check("images", _IMAGES, "ok")
 
     def read_fit() -> Check:
         findings = [f for d in domains for f in _lacks(gateway, source, target, d, request)]
@@ -84,6 +112,7 @@ def run(
 
     def looks() -> Iterator[tuple[str, str, Look]]:
         yield "vms", f"VMs at {source.name}", read_vms
+        yield "images", _IMAGES, read_images
         if any(d.has_tpm for d in domains):  # known once the VMs were read
             yield "tpm", TPM_TITLE, read_tpm
         yield "space", "Space at the target", read_space

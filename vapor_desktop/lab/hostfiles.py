@@ -218,6 +218,7 @@ def _vapor(site: SiteLayout) -> None:
         "replica_roots": ["/var/lib/libvirt/images/vapor"],
         "scratch_dir": "/var/lib/libvirt/images/.vapor-scratch",
         "site_command": "/usr/local/bin/vapor-site",
+        "helper_block_devices": [f"/dev/vapor-{site.hostname}"],  # a name for a test's loop device, as udev gives one
     }
     # JSON's strings, numbers and lists are TOML's too.
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())

@@ -177,6 +177,19 @@ class Stage:
             words = (done.stdout + done.stderr).strip()
             self.comparisons.append(Comparison(manifest.vm_name, newest.seq, disk, done.returncode == 0, words))
 
+    def newest_record(self, name: str) -> int:
+        """The number of the last diary record in the VM's newest recovery point, read from its files at B."""
+        if self.program is None:
+            raise LabFailed("The stage's console is not open")
+        p = self.row(name).protection
+        target = next(s.site for s in self.backend.snapshot().sites if s.site.site_id == p.target_site)
+        newest = self.program.engine.gateway.api(target).replica(p.vm_uuid).manifest.newest
+        if newest is None:
+            raise LabFailed(f"{name} has no recovery point")
+        root = f"{target.replica_root}/{p.vm_uuid}/disks"
+        report = self.lab.sites["b"].diary([f"{root}/{newest.files[disk]}" for disk in sorted(newest.files)])
+        return max(disk.last for disk in report.per_disk)
+
     # --- after a failover ----------------------------------------------------------------------------
     def wait_booted(self, name: str, site: str, timeout_s: float = 60) -> str:
         """Until the guest has booted at ``site`` and its diary has judged its own disks; returns that line."""

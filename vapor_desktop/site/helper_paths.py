@@ -49,6 +49,24 @@ def open_file(path: str, roots: Iterable[Path], flags: int = os.O_RDONLY) -> Ite
 
 
 @contextmanager
+def open_device(path: str) -> Iterator[int]:
+    """A descriptor of a block device that the administrator named. /dev is root's own, its symlinks are udev's.
+
+    Raises NotAllowed, NotFound.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist") from error
+    try:
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise NotAllowed("helper_block_devices names something that is no block device", path=path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def open_dir(path: str, roots: Iterable[Path]) -> Iterator[int]:
     """A descriptor of a directory below one of the roots. Errors as ``parent_of``."""
     with parent_of(path, roots) as (directory, name):
@@ -68,7 +86,8 @@ def _split(path: str, roots: Iterable[Path]) -> tuple[Path, tuple[str, ...]]:
             return root, wanted.relative_to(root).parts
     raise NotAllowed(
         "This path is not below the roots that the root helper may touch",
-        fix="Add its directory to helper_image_roots (or helper_nvram_roots) in /etc/vapor/site.toml",
+        fix="Add its directory to helper_image_roots (or helper_nvram_roots), or a device's own name to "
+        "helper_block_devices, in /etc/vapor/site.toml, and restart vapor-site and its helper",
         path=path,
     )
 

@@ -10,13 +10,17 @@ import os
 import pwd
 import re
 import secrets
+import stat
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vapor_desktop.model.errors import Conflict, ImageToolFailed, InvalidRequest, NotAllowed
-from vapor_desktop.site.helper_paths import open_file, parent_of
+from vapor_desktop.site.helper_paths import open_device, open_file, parent_of
+from vapor_desktop.site.leases import boot_id
 from vapor_desktop.site.settings import SiteSettings
 
 NVRAM_LIMIT_BYTES = 64 << 20
@@ -60,7 +64,7 @@ def place_nvram(settings: SiteSettings, path: str, data: str) -> dict[str, Any]:
 
 def image_info(settings: SiteSettings, image: str) -> dict[str, Any]:
     """``qemu-img info`` of the top image, its ``stamp``, and the paths of its whole chain."""
-    with open_file(image, settings.helper_image_roots) as descriptor:
+    with _open_image(settings, image) as descriptor:
         stamp = _stamp(descriptor)
         chain = chain_of(image)
     return {"info": {**chain[0], "stamp": stamp, "chain": [str(item["filename"]) for item in chain]}}
@@ -68,14 +72,30 @@ def image_info(settings: SiteSettings, image: str) -> dict[str, Any]:
 
 def image_stamp(settings: SiteSettings, image: str) -> dict[str, Any]:
     """Whether anybody wrote it (``stamp``), and whether anybody may now (``writer``); no image tool is started."""
-    with open_file(image, settings.helper_image_roots) as descriptor:
+    with _open_image(settings, image) as descriptor:
         return {"stamp": _stamp(descriptor), "writer": _has_writer(descriptor)}
 
 
+@contextmanager
+def _open_image(settings: SiteSettings, image: str) -> Iterator[int]:
+    """A regular file below the image roots, or a block device by the very name the administrator gave it."""
+    named = Path(image) in settings.helper_block_devices
+    with open_device(image) if named else open_file(image, settings.helper_image_roots) as descriptor:
+        yield descriptor
+
+
 def _stamp(descriptor: int) -> str:
-    """Changes with every write and every replacement: inode, size in bytes, time of the last write in ns."""
+    """Changes with every write and every replacement.
+
+    A file: inode, size in bytes, time of the last write in ns. A block device keeps no time: the kernel's counts of
+    finished writes and discards since this boot (Documentation/admin-guide/iostats.rst, fields 5, 7, 12, 14).
+    """
     status = os.fstat(descriptor)
-    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    if not stat.S_ISBLK(status.st_mode):
+        return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    counts = Path(f"/sys/dev/block/{device}/stat").read_text().split()
+    return ":".join((device, boot_id(), *(counts[n] for n in (4, 6, 11, 13) if n < len(counts))))
 
 
 def _has_writer(descriptor: int) -> bool:
@@ -92,7 +112,7 @@ def bitmap(settings: SiteSettings, image: str, name: str, *, add: bool) -> dict[
     """Add or remove one of our bitmaps in an image that nobody has open (qemu-img takes its lock)."""
     if not OURS.fullmatch(name):
         raise NotAllowed("Only bitmaps named vapor-… are ours to touch", name=name)
-    with open_file(image, settings.helper_image_roots):
+    with _open_image(settings, image):
         top = chain_of(image)[0]
         data = top.get("format-specific", {}).get("data", {})
         present = any(item.get("name") == name for item in data.get("bitmaps", []))
@@ -108,7 +128,7 @@ def bitmap_clear(settings: SiteSettings, image: str, name: str, expect_stamp: st
     """
     if not OURS.fullmatch(name):
         raise NotAllowed("Only bitmaps named vapor-… are ours to touch", name=name)
-    with open_file(image, settings.helper_image_roots) as descriptor:
+    with _open_image(settings, image) as descriptor:
         if _stamp(descriptor) != expect_stamp or _has_writer(descriptor):
             return {"cleared": False, "stamp": expect_stamp}
         _tool("qemu-img", "bitmap", "--clear", "-f", "qcow2", "--", image, name)
@@ -122,7 +142,7 @@ def check_export(settings: SiteSettings, image: str, fmt: str, bitmap_name: str)
     if bitmap_name != "-" and not OURS.fullmatch(bitmap_name):
         raise NotAllowed("Only bitmaps named vapor-… are ours to read", name=bitmap_name)
     for member in [image] if fmt == "raw" else [str(item["filename"]) for item in chain_of(image)]:
-        with open_file(member, settings.helper_image_roots):
+        with _open_image(settings, member):
             pass
 
 

@@ -83,6 +83,7 @@ class SiteSettings(BaseSettings):
     helper_socket: Path = Path("/run/vapor/helper.sock")
     helper_run_dir: Path = Path("/run/vapor-helper")  # root's own; sockets of offline exports
     helper_image_roots: tuple[Path, ...] = (Path("/var/lib/libvirt/images"),)
+    helper_block_devices: tuple[Path, ...] = ()  # LVM volumes and the like that back VMs, by their /dev name
     helper_nvram_roots: tuple[Path, ...] = (Path("/var/lib/libvirt/qemu/nvram"),)
     helper_tpm_root: Path = Path("/var/lib/libvirt/swtpm")
     ssh_host_keys: tuple[Path, ...] = ()  # public key files of this host's sshd; (): /etc/ssh/ssh_host_*_key.pub

@@ -158,12 +158,14 @@ class Control:
 
 def _image_info(helper: HelperClient, params: dict[str, Any]) -> dict[str, Any]:
     info = helper.image_info(str(params["path"]))
-    found = info.get("format-specific", {}).get("data", {}).get("bitmaps", [])
+    data = info.get("format-specific", {}).get("data", {})
+    found = data.get("bitmaps", [])
     return {
         "virtual_size_bytes": info["virtual-size"],
         "format": info["format"],
         "bitmaps": {b["name"]: "in-use" not in b.get("flags", ()) for b in found},
         "stamp": info["stamp"],
+        "qcow2_compat": data.get("compat"),
     }
 
 
