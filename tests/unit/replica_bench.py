@@ -135,6 +135,12 @@ class Bench:
             incoming.want(disk, self.source.dirty[disk])
             self.send(incoming, disk, incoming.needed(disk))
 
+    def keep(self) -> None:
+        """An unfinished point that was agreed on and of which nothing has arrived."""
+        with self.open() as incoming:
+            for disk in self.source.disks:
+                incoming.want(disk, self.source.dirty[disk])
+
     def draft(self, incoming: Incoming) -> PointDraft:
         return PointDraft(
             protection_id="p1",

@@ -210,7 +210,7 @@ def test_forty_points_with_an_overlay_on_one(tmp_path: Path) -> None:
 def test_a_cut_at_every_step_of_a_drop(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     base = make(tmp_path / "base", 4)
-    base.open().close()  # a kept unfinished point hangs on the newest
+    base.keep()  # an unfinished point hangs on the newest
     whole = base.copy_to(tmp_path / "whole")
     cuts = steps_of(lambda: drop(whole, 2))
     assert len(cuts) > 12

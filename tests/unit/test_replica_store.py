@@ -158,6 +158,28 @@ def test_resume_by_a_later_job_twice_interrupted(bench: Bench) -> None:
     assert bench.manifest.next_seq == 5
 
 
+@pytest.mark.parametrize("known", [(), ("vda",)], ids=["nothing agreed", "one disk agreed"])
+def test_an_incoming_whose_sender_died_before_all_was_agreed_is_not_continued(
+    bench: Bench, known: tuple[str, ...]
+) -> None:
+    """Its checkpoint is valid, but what changed before it is on record nowhere: the point would have holes."""
+    bench.cycle()
+    bench.source.work()  # what the dead sender's job would have told
+    with bench.open() as incoming:
+        for disk in known:
+            incoming.want(disk, bench.source.dirty[disk])
+    assert bench.store.view(VM).incoming is None
+    with bench.open(resume=True) as incoming:
+        assert not incoming.resumed
+        bench.fill(incoming)
+        bench.publish(incoming)
+    bench.check()
+    with bench.open() as incoming:
+        incoming.want("vda", [])
+    bench.store.reconcile(VM)
+    assert not any((bench.root / VM / "incoming").iterdir())
+
+
 def test_without_resume_the_kept_incoming_goes(bench: Bench) -> None:
     bench.cycle()
     with bench.open() as incoming:

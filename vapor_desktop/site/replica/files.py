@@ -5,6 +5,7 @@ Modes: directories 2770, files 0660, so that QEMU's group opens what we make [fa
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 DIR_MODE = 0o2770
 FILE_MODE = 0o660
 _POLL_S = 0.02
+_REMOVALS = 10
 
 
 def sync_dir(path: Path) -> None:
@@ -74,15 +76,22 @@ def remove(path: Path) -> None:
 def remove_flat(directory: Path) -> None:
     """Remove a directory of plain files, name by name, and make that durable.
 
-    A subdirectory or symlink to a directory inside makes the final rmdir fail loudly: we made neither.
+    A subdirectory inside makes the unlink fail loudly: we never made one.
     """
-    try:
-        inner = list(directory.iterdir())
-    except FileNotFoundError:
-        return
-    for path in inner:
-        remove(path)
-    directory.rmdir()
+    for attempt in range(1, _REMOVALS + 1):
+        try:
+            inner = list(directory.iterdir())
+        except FileNotFoundError:
+            return
+        for path in inner:
+            remove(path)
+        try:
+            directory.rmdir()
+            break
+        except OSError as error:
+            # A receiver that was just revoked may have made one more file before it noticed.
+            if error.errno != errno.ENOTEMPTY or attempt == _REMOVALS:
+                raise
     sync_dir(directory.parent)
 
 

@@ -99,7 +99,7 @@ class Incoming:
         return ExtentMap(self._named(self._record, disk, kind))
 
     def _named(self, record: IncomingRecord, disk: str, kind: str) -> Path:
-        return self.directory / f"{disk}.{record.made}.{record.maps}.{kind}"
+        return records.map_file(self.directory, record, disk, kind)
 
     def digest_file(self, disk: str) -> Path:
         """Sparse slot file of what this incoming changed."""

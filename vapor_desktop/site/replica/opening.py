@@ -46,7 +46,7 @@ def open_incoming(
         raise Conflict(f"The next point of VM {layout.vm} has number {manifest.next_seq}, not {seq}")
     if resume and kept:
         old, directory, record = kept[-1]
-        if record is not None and _resumable(layout, manifest, record, disks):
+        if record is not None and records.agreed(directory, record) and _resumable(layout, manifest, record, disks):
             return _take_up(layout, manifest, (old, directory, record), seq, disks, reserve_bytes)
     for old, _, record in kept:
         discard(layout, old, record)

@@ -62,6 +62,20 @@ def unfinished(layout: Layout) -> list[tuple[int, Path, IncomingRecord | None]]:
     return [(seq, directory, load(directory)) for seq, directory in found]
 
 
+def map_file(directory: Path, record: IncomingRecord, disk: str, kind: str) -> Path:
+    """A disk's ``want`` or ``map`` of the record's generation."""
+    return directory / f"{disk}.{record.made}.{record.maps}.{kind}"
+
+
+def agreed(directory: Path, record: IncomingRecord) -> bool:
+    """Whether what must be received is on record for every disk.
+
+    Before that nothing was received, and which changes the point lacks is known to the source's job alone: an
+    incoming of a sender that died so early must never be continued from its own checkpoint.
+    """
+    return all(map_file(directory, record, disk, "want").exists() for disk in record.disks)
+
+
 class ExtentMap:
     """A set of extents in an append-only file of 16-byte records; a torn record at the end is not there."""
 

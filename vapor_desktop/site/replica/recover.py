@@ -25,6 +25,7 @@ def clear_unfinished(layout: Layout, manifest: Manifest, refs: References) -> No
     for seq, directory, record in records.unfinished(layout):
         usable = (
             record is not None
+            and records.agreed(directory, record)
             and record.parent_seq == newest
             and record.epoch == manifest.epoch
             and record.source_site == manifest.source_site

@@ -622,7 +622,11 @@ def _disk_bytes(layout: Layout, manifest: Manifest, bases: Mapping[str, str]) ->
 
 
 def _unfinished_view(layout: Layout) -> IncomingView | None:
-    kept = [(seq, directory, record) for seq, directory, record in records.unfinished(layout) if record is not None]
+    kept = [
+        (seq, directory, record)
+        for seq, directory, record in records.unfinished(layout)
+        if record is not None and records.agreed(directory, record)
+    ]
     if not kept:
         return None
     seq, directory, record = kept[-1]
