@@ -239,6 +239,25 @@ def test_cancel_stops_within_two_seconds_and_keeps_what_arrived(rig: Rig, vda: S
         assert rig.identical(done.seq, "vda", socket)
 
 
+def test_a_transfer_cancelled_while_it_opens_leaves_nothing_to_continue(rig: Rig, vda: SourceDisk) -> None:
+    """What it would have sent is on record nowhere; a later job knows only what changed since."""
+    with export(vda.path) as socket:
+        outgoing = Outgoing(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1"), rig.pool, rig.helper, ignore)
+        outgoing.cancel()
+        with pytest.raises(TransferCancelled):
+            outgoing.run()
+        assert rig.store.view(rig.vm).incoming is None
+        with pytest.raises(Conflict, match="no incoming"):
+            rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp2", resume_incoming=True))
+        done = rig.send(rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp2"))
+        assert done.published
+        assert rig.identical(done.seq, "vda", socket)
+
+
+def ignore(_progress: Progress) -> None:
+    """Nobody looks."""
+
+
 def test_a_stale_fence_is_refused_before_and_in_the_middle(rig: Rig, vda: SourceDisk) -> None:
     with export(vda.path) as socket:
         old = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1")
