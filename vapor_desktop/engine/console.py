@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from vapor_desktop.engine import disks, preflight, records, settings, site_checks
 from vapor_desktop.engine.backend import OnCheck, OnSeed
+from vapor_desktop.engine.leaving import checkpoints_at_target, forget_bitmaps
 from vapor_desktop.engine.operations.seed import SeedCopy
-from vapor_desktop.engine.plan import ours
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
 from vapor_desktop.engine.runtime import LAPSED, Engine
 from vapor_desktop.engine.sitewatch import vm_status
@@ -220,29 +220,30 @@ class EngineBackend:
         return made
 
     def unprotect(self, protection_id: str, *, delete_replica: bool) -> None:
-        """Stop protecting; the replica is kept unless asked otherwise."""
+        """Stop protecting; the replica is kept unless asked otherwise.
+
+        First the running cycle ends, whichever engine runs it: what it has made would be left behind otherwise.
+        """
         p = self._protection(protection_id)
-        self._engine.worker.cancel(protection_id)
         records.update(self._repository, protection_id, lambda q: q.model_copy(update={"paused": True}))
+        self._ask("cancel", {"protection_id": protection_id, "wait": True}, VERB_DEADLINE_S)
+        names = checkpoints_at_target(self._gateway, p, self._repository.site(p.target_site))
         if delete_replica:
             self._ask("delete-replica", {"protection_id": protection_id}, VERB_DEADLINE_S)
-        self._forget_checkpoints(p)
+        self._forget_bitmaps(p, names)
         self._forget_guard(p)
         self._repository.remove_protection(protection_id)
         self._changed()
         kept = "deleted" if delete_replica else "kept"
         self._note("unprotected", f"“{p.vm_name}” is no longer protected; its replica was {kept}")
 
-    def _forget_checkpoints(self, p: Protection) -> None:
+    def _forget_bitmaps(self, p: Protection, names: set[str]) -> None:
         """Bitmaps cost the guest a little on every write: remove ours. An unreachable source keeps them."""
         source = self._repository.site(p.source_site)
         if source is None:
             return
         try:
-            hypervisor = self._gateway.hypervisor(source)
-            for name in hypervisor.checkpoints(p.vm_uuid):
-                if ours(p.protection_id, name):
-                    hypervisor.delete_checkpoint(p.vm_uuid, name)
+            forget_bitmaps(self._gateway, p, source, self._repository.site(p.target_site), names)
         except VaporError as error:
             self._note("leftover", f"Checkpoints of “{p.vm_name}” stay at {source.name}: {error}")
 

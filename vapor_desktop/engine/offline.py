@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vapor_desktop.engine.plan import CyclePlan, DiskPlan, family
+from vapor_desktop.engine.plan import CyclePlan, DiskPlan, family, ours
 from vapor_desktop.engine.ports import ImageInfo, Mover
 from vapor_desktop.model.domains import DomainView
 from vapor_desktop.model.errors import NotReplicable
@@ -76,6 +76,14 @@ class OfflineImages:
             bitmap=disk.from_checkpoint,
             image_format=self._disks[disk.target].driver_format,
         )
+
+    def remove_bitmaps(self, protection_id: str) -> None:
+        """Every bitmap of that protection, from every image."""
+        for target, disk in self._disks.items():
+            if disk.source is not None and disk.driver_format == "qcow2":
+                for name in self.info(target).bitmaps:
+                    if ours(protection_id, name):
+                        self._mover.remove_bitmap(disk.source, name)
 
     def forget_sent(self, checkpoint: str, stamps: Mapping[str, str]) -> dict[str, str]:
         """Empty the bitmap whose content the new point now holds, unless the image was written since its stamp.

@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -40,7 +40,7 @@ from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
-from vapor_desktop.model.errors import InvalidRequest, Unexpected, VaporError
+from vapor_desktop.model.errors import DomainBusy, InvalidRequest, Unexpected, VaporError
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase
@@ -58,6 +58,8 @@ ROWS_KEPT_S = 0.5
 CYCLES_KEPT_S = 60.0
 PUBLISH_S = 1.0
 THIN_S = 3600.0
+CANCEL_DEADLINE_S = 60.0
+CANCEL_AGAIN_S = 0.5
 _SOURCE_LIT = {Phase.INITIAL_SYNC, Phase.PROTECTED, Phase.SYNCING, Phase.COMPARING, Phase.ERROR}
 _NO_CYCLES = {
     Phase.FAILING_OVER,
@@ -439,7 +441,20 @@ class Engine:
         return {}
 
     def _cancel(self, args: dict[str, object]) -> dict[str, object]:
-        self._cancel_cycle(str(args["protection_id"]))
+        """``wait``: until the cycle has ended; raises DomainBusy when it does not."""
+        protection_id = str(args["protection_id"])
+        if args.get("wait"):
+            self._asked.discard(protection_id)
+        self._cancel_cycle(protection_id)
+        deadline = self.clock.monotonic() + CANCEL_DEADLINE_S
+        while args.get("wait") and (running := self._running.get(protection_id)) is not None:
+            wait([running[0]], timeout=CANCEL_AGAIN_S)
+            if running[0].done():
+                break
+            if self.clock.monotonic() > deadline:
+                why = f"it was cancelled {CANCEL_DEADLINE_S:.0f} s ago"
+                raise DomainBusy("The running cycle did not end", why=why, fix="Try again")
+            self._cancel_cycle(protection_id)  # one that had only been queued forgets it when it begins
         return {}
 
     def _cancel_cycle(self, protection_id: str) -> None:
