@@ -174,6 +174,8 @@ def test_a_write_behind_an_empty_bitmap_is_compared_and_repaired(rig: Rig) -> No
         file.write(noise(9, 4096))
     done = rig.send(image.transfer(delta, skip_if_empty=True))
     assert done.published
+    assert done.compared == ("vda",)
+    assert quiet.compared == ()
     assert done.data_bytes == 65536  # compared, and only the block that differs sent
     assert [d.mode for d in rig.store.point(rig.vm, done.seq).disks] == [DiskMode.COMPARE]
     assert image.identical(done.seq)

@@ -439,7 +439,7 @@ class Cycle:
             manifest=after,
             seq=result.seq if result.published else None,
             unchanged=result.empty,
-            mode=plan.mode.value,
+            mode=(DiskMode.COMPARE if result.compared and plan.mode is DiskMode.DELTA else plan.mode).value,
             result=result,
             warnings=tuple(self._warnings),
             source_power=domain.state,

@@ -540,6 +540,7 @@ class Transferred(Value):
     manifest: Manifest | None
     empty: bool = False  # nothing had changed; no point was made
     images: dict[str, str] = {}  # disk target -> stamp of a stopped VM's image as it was read
+    compared: tuple[str, ...] = ()  # disks that were to be sent by their changes, and were read whole instead
 
 
 class Progress(Value):

@@ -63,6 +63,7 @@ class Outgoing:
     _stopped: dict[str, StoppedImage] = field(default_factory=dict)
     _moved: VaporError | None = None
     _config: str = ""
+    _compared: list[str] = field(default_factory=list)
 
     def cancel(self) -> None:
         """Stop within a chunk; the session is ended, the receiver keeps what is durable."""
@@ -136,6 +137,7 @@ class Outgoing:
         if disk.source.bitmap is not None:
             changed.add(export.dirty(disk.source.bitmap))
         if stopped is not None and not changed and disk.known_stamp not in ("", stopped.stamp):
+            self._compared.append(disk.target)
             return Source(_compared(disk), export, BlockMap(disk.size_bytes, full=True))
         return Source(disk, export, changed)
 
@@ -350,6 +352,7 @@ class Outgoing:
             manifest=manifest,
             empty=empty,
             images=self._stamps(),
+            compared=tuple(self._compared),
         )
 
     def _stamps(self) -> dict[str, str]:
