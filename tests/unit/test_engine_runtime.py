@@ -21,7 +21,7 @@ from vapor_desktop.model.operations import OperationState, StepState
 from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, RpoHealth
-from vapor_desktop.model.view import SettingsEdit
+from vapor_desktop.model.view import ProtectionStatus, SettingsEdit
 from vapor_desktop.store.durable import DbosOperations
 from vapor_desktop.store.repository import SqlRepository
 
@@ -197,6 +197,27 @@ def test_a_cycle_that_was_paused_as_it_began_leaves_the_row_paused(engine: Engin
     backend.sync_now("p1")
     wait_until(lambda: len(engine.repository.cycles("p1", 50)) > cycles, "the end of the cycle", timeout_s=20)
     wait_until(lambda: backend.snapshot().protections[0].protection.phase is Phase.PAUSED, "paused", timeout_s=10)
+
+
+def test_what_changes_while_rows_are_made_is_in_the_next_ones(
+    engine: Engine, backend: EngineBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = engine._make_rows
+    inside, go = threading.Event(), threading.Event()
+
+    def slow() -> tuple[ProtectionStatus, ...]:
+        rows = made()
+        inside.set()
+        assert go.wait(20)
+        return rows
+
+    monkeypatch.setattr(engine, "_make_rows", slow)
+    engine.forget_rows()
+    assert inside.wait(20)  # the loop has read the old state
+    monkeypatch.setattr(engine, "_make_rows", made)
+    backend.pause("p1")
+    go.set()
+    assert backend.snapshot().protections[0].protection.paused
 
 
 def test_what_is_mended_is_tried_at_once(engine: Engine, backend: EngineBackend) -> None:

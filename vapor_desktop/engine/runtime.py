@@ -118,6 +118,7 @@ class Engine:
         self._rows_lock = threading.Lock()
         self._rows: tuple[ProtectionStatus, ...] = ()
         self._rows_at = float("-inf")
+        self._rows_stale = threading.Event()
         self._cycles: dict[str, tuple[float, Sequence[CycleRecord]]] = {}
         self._published_at = float("-inf")
         self._thinned_at = float("-inf")
@@ -320,14 +321,15 @@ class Engine:
     def statuses(self) -> tuple[ProtectionStatus, ...]:
         """All rows, at most half a second old: the loop and the window ask for the same ones."""
         with self._rows_lock:
-            if self.clock.monotonic() - self._rows_at > ROWS_KEPT_S:
+            if self._rows_stale.is_set() or self.clock.monotonic() - self._rows_at > ROWS_KEPT_S:
+                self._rows_stale.clear()  # before reading: what changes meanwhile makes these rows stale again
                 self._rows = self._make_rows()
                 self._rows_at = self.clock.monotonic()
             return self._rows
 
     def forget_rows(self) -> None:
         """Something changed that must be seen at once."""
-        self._rows_at = float("-inf")
+        self._rows_stale.set()
 
     def _recent_cycles(self, protection_id: str) -> Sequence[CycleRecord]:
         """The last cycles, read again when ours ended one, else now and then (another engine may write)."""
