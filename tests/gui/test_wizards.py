@@ -224,8 +224,8 @@ def test_protect_from_end_to_end(console, protect: ProtectWizard) -> None:  # ty
     console.until(lambda: bool(protect.target.mapping()))
     assert protect.target.mapping() == {"default": "default"}
     protect.next()
-    protect.policy.rpo.set_seconds(45)
-    protect.policy.limit.setValue(10)
+    protect.policy.editor.rpo.set_seconds(45)
+    protect.policy.editor.limit.box.setValue(10)
     protect.next()
     console.until(protect.check.isComplete)
     assert protect.check.checks.states() == {"Space at the target": "ok"}
@@ -266,7 +266,7 @@ def test_a_network_without_counterpart_stops(console, protect: ProtectWizard) ->
     protect.next()
     console.until(lambda: protect.target.table.rowCount() == 1)
     assert not protect.target.isComplete()
-    protect.target._choices["default"].setCurrentText("dmz")
+    protect.target.networks.choices["default"].setCurrentText("dmz")
     assert protect.target.mapping() == {"default": "dmz"}
     assert protect.target.isComplete()
     protect.reject()
@@ -278,7 +278,7 @@ def test_a_chosen_network_survives_a_second_look(console, protect: ProtectWizard
     protect.vms.table.item(0, 0).setCheckState(Qt.CheckState.Checked)
     protect.next()
     console.until(lambda: protect.target.table.rowCount() == 1)
-    protect.target._choices["default"].setCurrentText("dmz")
+    protect.target.networks.choices["default"].setCurrentText("dmz")
     seen = len(console.asked("snapshot"))
     console.until(lambda: len(console.asked("snapshot")) > seen + 3)
     assert len(console.asked("site_networks")) == 1
@@ -291,7 +291,7 @@ def test_a_chosen_network_survives_a_second_look(console, protect: ProtectWizard
 
 
 def test_rpo_presets_and_limits(protect: ProtectWizard) -> None:
-    rpo = protect.policy.rpo
+    rpo = protect.policy.editor.rpo
     for name, seconds in (("15 min", 900), ("1 h", 3600), ("12 h", 43200)):
         rpo.preset.setCurrentText(name)
         rpo.preset.activated.emit(rpo.preset.currentIndex())

@@ -18,7 +18,7 @@ from PySide6.QtCore import QObject, Qt, QTimer, Signal, Slot
 
 from vapor_desktop.engine.backend import Backend
 from vapor_desktop.model.errors import Unexpected, VaporError
-from vapor_desktop.model.view import Check, Snapshot
+from vapor_desktop.model.view import Snapshot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Call(QObject):
         owner: QObject,
         done: Callable[[Any], None] | None,
         failed: Callable[[VaporError], None] | None,
-        check: Callable[[Check], None] | None,
+        check: Callable[[Any], None] | None,
     ) -> None:
         super().__init__()
         self._work, self._owner = work, owner
@@ -59,8 +59,8 @@ class Call(QObject):
             why = f"{type(error).__name__}: {error}"
             self._answered.emit(None, Unexpected("Something went wrong that should not", why=why))
 
-    def on_check(self, check: Check) -> None:
-        """Give this to a Backend call that reports its steps."""
+    def on_check(self, check: object) -> None:
+        """Give this to a Backend call that reports its steps: Checks, or how far it is."""
         self._checked.emit(check)
 
     def abandon(self) -> None:
@@ -77,7 +77,7 @@ class Call(QObject):
         self.finished.emit()
 
     @Slot(object)
-    def _deliver_check(self, check: Check) -> None:
+    def _deliver_check(self, check: object) -> None:
         if self._check is not None and shiboken6.isValid(self._owner):
             self._check(check)
 
@@ -125,9 +125,9 @@ class Bridge(QObject):
 
     def ask_live(
         self,
-        work: Callable[[Callable[[Check], None]], T],
+        work: Callable[[Callable[[Any], None]], T],
         owner: QObject,
-        check: Callable[[Check], None],
+        check: Callable[[Any], None],
         done: Callable[[T], None] | None = None,
         failed: Callable[[VaporError], None] | None = None,
     ) -> Call:

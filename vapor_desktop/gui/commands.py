@@ -10,17 +10,26 @@ from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtWidgets import QDialog, QMessageBox, QWidget
 
 from vapor_desktop.gui.context import Context
+from vapor_desktop.gui.edit_dialog import EditDialog
 from vapor_desktop.gui.error_box import show_error
 from vapor_desktop.gui.failover_sheet import FailoverSheet
 from vapor_desktop.gui.pair_wizard import PairWizard
 from vapor_desktop.gui.protect_wizard import ProtectWizard
 from vapor_desktop.gui.protection_columns import Row
+from vapor_desktop.gui.seed_dialog import SeedDialog
 from vapor_desktop.gui.typed_confirm import TypedConfirm
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.view import SiteStatus, Snapshot, Task
+from vapor_desktop.model.wire import Progress, SeedState
 
 Skipped = Sequence[tuple[Row, str]]
 _TITLES = {"sync": "Sync", "pause": "Pause", "resume": "Resume"}
+
+
+def _copied(state: SeedState) -> Progress:
+    return Progress(
+        done_bytes=state.done_bytes, total_bytes=state.total_bytes, rate_bytes_s=0.0, disk=state.disk, wire_bytes=0
+    )
 
 
 class Commands(QObject):
@@ -57,6 +66,10 @@ class Commands(QObject):
             self.unprotect(rows[0])
         elif verb == "failover" and rows:
             self.failover(rows[0])
+        elif verb == "edit" and rows:
+            self._open(EditDialog(self._context, rows[0].key, rows[0].name, self._window))
+        elif verb == "seed" and rows:
+            self.seed(rows[0])
 
     def _run_each(self, verb: str, rows: Sequence[Row]) -> None:
         backend = self._context.backend
@@ -114,6 +127,24 @@ class Commands(QObject):
 
         sheet.accepted.connect(run)
         self._open(sheet)
+
+    def seed(self, row: Row) -> None:
+        """Which images, then the copying, which may take long."""
+        if row.status is None:
+            return
+        dialog = SeedDialog(self._context, row.key, row.name, row.status.target_name, self._window)
+        backend = self._context.backend
+
+        def run() -> None:
+            images, image_format = dialog.images, dialog.image_format
+
+            def work(report: Callable[[Progress], None]) -> None:
+                backend.seed(row.key, images, image_format, lambda state: report(_copied(state)))
+
+            self._context.errands.run_long(f"Seed the first copy of {row.name}", work, subject=row.key)
+
+        dialog.accepted.connect(run)
+        self._open(dialog)
 
     def unprotect(self, row: Row) -> None:
         """Typed confirmation, then unprotect."""

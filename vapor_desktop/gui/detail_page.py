@@ -8,7 +8,6 @@ from typing import Any
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import (
-    QFormLayout,
     QHBoxLayout,
     QInputDialog,
     QLabel,
@@ -23,15 +22,16 @@ from vapor_desktop.engine.ports import CycleRecord, Event, PointRow
 from vapor_desktop.gui import words
 from vapor_desktop.gui.activity import event_fields, severity_icon
 from vapor_desktop.gui.context import Context
+from vapor_desktop.gui.disks_tab import DisksTab
 from vapor_desktop.gui.icons import SEVERITY_ICONS, icon, pixmap
 from vapor_desktop.gui.keyed_table import Field, RecordModel
 from vapor_desktop.gui.protection_columns import Row
 from vapor_desktop.gui.record_table import RecordTable
-from vapor_desktop.gui.rpo_edit import RpoEdit
 from vapor_desktop.gui.rpo_tab import RpoTab
+from vapor_desktop.gui.settings_tab import SettingsTab
 from vapor_desktop.gui.verbs import Verbs
 from vapor_desktop.model.states import Phase, RpoHealth, Severity
-from vapor_desktop.model.view import ProtectionStatus, SettingsEdit, Snapshot
+from vapor_desktop.model.view import ProtectionStatus, Snapshot
 
 REREAD_S = 10
 
@@ -74,6 +74,8 @@ class DetailPage(QWidget):
         )
         self.title, self.sentence, self._mark = QLabel(self), QLabel(self), QLabel(self)
         self.rpo = RpoTab(context, self)
+        self.disks = DisksTab(context, self)
+        self.settings = SettingsTab(verbs, self)
         self.tabs = QTabWidget(self)
         self._lay_out()
         self.points_table.selectionModel().selectionChanged.connect(self._judge_pins)
@@ -108,8 +110,9 @@ class DetailPage(QWidget):
         self.tabs.setDocumentMode(True)
         self.tabs.addTab(self.rpo, "&RPO")
         self.tabs.addTab(self._points_tab(), "Recovery &points")
+        self.tabs.addTab(self.disks, "&Disks")
         self.tabs.addTab(self._history_tab(), "&History")
-        self.tabs.addTab(self._settings_tab(), "&Settings")
+        self.tabs.addTab(self.settings, "&Settings")
         box = QVBoxLayout(self)
         box.setContentsMargins(10, 8, 10, 6)
         box.addLayout(top)
@@ -144,34 +147,6 @@ class DetailPage(QWidget):
         box.addWidget(RecordTable(self.cycles, "Cycles", page), 3)
         box.addWidget(QLabel("<b>Events</b>", page))
         box.addWidget(RecordTable(self.events, "Events of this VM", page), 2)
-        return page
-
-    def _settings_tab(self) -> QWidget:
-        page = QWidget(self)
-        self.rpo_edit = RpoEdit(page)
-        self.apply_rpo = QPushButton("&Set target", page)
-        self.apply_rpo.clicked.connect(self._set_rpo)
-        line = QHBoxLayout()
-        line.addWidget(self.rpo_edit)
-        line.addWidget(self.apply_rpo)
-        line.addStretch(1)
-        self._facts = {key: QLabel(page) for key in ("attainable", "retention", "networks", "transfer", "identity")}
-        for label in self._facts.values():
-            label.setWordWrap(True)
-            label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        form = QFormLayout(page)
-        form.setContentsMargins(8, 14, 8, 8)
-        form.setVerticalSpacing(12)
-        form.addRow("RPO target:", line)
-        form.addRow("Attainable:", self._facts["attainable"])
-        form.addRow("Points kept:", self._facts["retention"])
-        form.addRow("Networks:", self._facts["networks"])
-        form.addRow("Transfer:", self._facts["transfer"])
-        form.addRow("Identity:", self._facts["identity"])
-        unprotect = QToolButton(page)
-        unprotect.setDefaultAction(self._verbs["unprotect"])
-        unprotect.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        form.addRow("", unprotect)
         return page
 
     def _point_fields(self) -> list[Field[PointRow]]:
@@ -222,8 +197,6 @@ class DetailPage(QWidget):
             for model in (self.points, self.cycles, self.events):
                 model.put([])
             self.tabs.setCurrentIndex(0)
-            if row.status is not None:
-                self.rpo_edit.set_seconds(row.status.protection.policy.rpo_target_s)
         self._show(row)
 
     def take(self, snapshot: Snapshot) -> None:
@@ -253,26 +226,11 @@ class DetailPage(QWidget):
             lines.append(f"Last error: {status.protection.last_error}")
         lines += [words.capital(text) for text in status.protection.warnings]
         self.sentence.setText("\n".join(lines))
-        self._show_facts(status)
+        self.settings.show_status(status)
         self.rpo.show_protection(status, row.now)
+        self.disks.show_protection(row.key)
         self._refresh(force=status.last_seq != self._seq)
         self._seq = status.last_seq
-
-    def _show_facts(self, status: ProtectionStatus) -> None:
-        policy, mappings = status.protection.policy, status.protection.mappings
-        keep = policy.retention
-        attainable = "unknown until a cycle has run"
-        if status.attainable_rpo_s is not None:
-            attainable = f"{words.duration(status.attainable_rpo_s)} with cycles as long as the last ones"
-        limit = words.rate(policy.bandwidth_bytes_s) if policy.bandwidth_bytes_s else "no limit"
-        networks = ", ".join(f"{a} → {b}" for a, b in mappings.networks.items()) or "same names at the target"
-        self._facts["attainable"].setText(attainable)
-        self._facts["retention"].setText(f"newest {keep.newest}, hourly {keep.hourly}, daily {keep.daily}")
-        self._facts["networks"].setText(networks)
-        self._facts["transfer"].setText(f"{limit}; quiesce: {policy.quiesce.value}; route: {status.route}")
-        prot = status.protection
-        identity = f"VM {prot.vm_uuid}, epoch {prot.epoch_number}, source power {status.source_power or 'unknown'}"
-        self._facts["identity"].setText(identity)
 
     def _refresh(self, *, force: bool = False) -> None:
         key, now = self._key, datetime.now(UTC)
@@ -330,18 +288,6 @@ class DetailPage(QWidget):
             subject=key,
             done=lambda _r: self._refresh(force=True),
         )
-
-    def _set_rpo(self) -> None:
-        key, seconds, backend = self._key, self.rpo_edit.seconds(), self._context.backend
-        if key is not None and self._row is not None:
-            title = f"RPO target of {self._row.name}: {words.duration(seconds)}"
-
-            def change() -> None:
-                now = backend.settings(key)
-                policy = now.policy.model_copy(update={"rpo_target_s": seconds})
-                backend.edit(key, SettingsEdit(now.version, policy, now.mappings))
-
-            self._context.errands.run(title, change, subject=key)
 
     def _restyle(self) -> None:
         self.back.setIcon(icon("back", self._theme.colours.text))

@@ -13,6 +13,7 @@ from PySide6.QtCore import QObject, Signal
 from vapor_desktop.gui.bridge import Bridge
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.view import Task
+from vapor_desktop.model.wire import Progress
 
 KEPT = 30
 
@@ -48,9 +49,7 @@ class Errands(QObject):
         quiet: bool = False,
     ) -> None:
         """Do it. ``quiet``: a failure is only shown in its row."""
-        key = f"console-{next(self._numbers)}"
-        self._tasks[key] = Task(key, title, subject, datetime.now(UTC), None, None, None)
-        self.changed.emit()
+        key = self._begin(title, subject)
 
         def succeeded(result: Any) -> None:
             self._end(key, "done", f"in {result:.1f} s" if isinstance(result, float) else "")
@@ -64,6 +63,32 @@ class Errands(QObject):
                 self.failed.emit(title, error)
 
         self._bridge.ask(work, self, succeeded, went_wrong)
+
+    def run_long(
+        self, title: str, work: Callable[[Callable[[Progress], None]], Any], *, subject: str | None = None
+    ) -> None:
+        """As ``run``, for work that tells how far it is."""
+        key = self._begin(title, subject)
+
+        def went_on(progress: Progress) -> None:
+            self._tasks[key] = replace(self._tasks[key], progress=progress)
+            self.changed.emit()
+
+        def succeeded(_result: Any) -> None:
+            self._end(key, "done", "")
+            self._bridge.refresh()
+
+        def went_wrong(error: VaporError) -> None:
+            self._end(key, "failed", str(error))
+            self.failed.emit(title, error)
+
+        self._bridge.ask_live(work, self, went_on, succeeded, went_wrong)
+
+    def _begin(self, title: str, subject: str | None) -> str:
+        key = f"console-{next(self._numbers)}"
+        self._tasks[key] = Task(key, title, subject, datetime.now(UTC), None, None, None)
+        self.changed.emit()
+        return key
 
     def _end(self, key: str, outcome: str, detail: str) -> None:
         self._tasks[key] = replace(self._tasks[key], finished_at=datetime.now(UTC), outcome=outcome, detail=detail)

@@ -146,7 +146,7 @@ class MainWindow(QMainWindow):
         )
         protection = bar.addMenu("&Protection")
         protection.addActions(
-            [self.verbs[key] for key in ("open", "protect", "sync", "pause", "resume", "unprotect")]
+            [self.verbs[key] for key in ("open", "protect", "edit", "seed", "sync", "pause", "resume", "unprotect")]
         )
         recovery = bar.addMenu("&Recovery")
         recovery.addAction(self.verbs["failover"])

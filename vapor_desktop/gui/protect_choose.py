@@ -21,6 +21,7 @@ from vapor_desktop.gui.bridge import Call
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.error_box import sentence
 from vapor_desktop.gui.forms import child
+from vapor_desktop.gui.network_map import NetworkMap
 from vapor_desktop.gui.pair_wizard import FormPage
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.view import SiteStatus, VmStatus
@@ -170,15 +171,11 @@ class TargetPage(FormPage):
         self._peers = {frozenset(pair[:2]): pair[2] for pair in pairs}
         self._target, self._room = child(self.form, QComboBox, "target"), child(self.form, QLabel, "room")
         self.table, self.state = child(self.form, QTableWidget, "networks"), child(self.form, QLabel, "state")
-        self._choices: dict[str, QComboBox] = {}
+        self.networks = NetworkMap(self.table)
         self._mapped: dict[str, str] = {}  # what was chosen; a new answer of the target must not undo it
         self._asked: Call | None = None
         self._source = ""
-        self.table.setColumnCount(2)
-        self.table.setHorizontalHeaderLabels(["Network at the source", "Network at the target"])
-        self.table.verticalHeader().hide()
-        self.table.setTabKeyNavigation(False)
-        self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        self.networks.changed.connect(self.completeChanged)
         self._target.currentIndexChanged.connect(self._read)
 
     def target(self) -> str:
@@ -187,7 +184,7 @@ class TargetPage(FormPage):
 
     def mapping(self) -> dict[str, str]:
         """Source network → target network, where one was chosen."""
-        return {name: box.currentText() for name, box in self._choices.items() if box.currentIndex() > 0}
+        return self.networks.mapping()
 
     def initializePage(self) -> None:
         """Targets are the sites that are paired with the source."""
@@ -207,12 +204,11 @@ class TargetPage(FormPage):
 
     def isComplete(self) -> bool:
         """A target is chosen and every network has a counterpart."""
-        return bool(self.target()) and all(box.currentIndex() > 0 for box in self._choices.values())
+        return bool(self.target()) and self.networks.complete()
 
     def _read(self) -> None:
         self._mapped.update(self.mapping())
-        self._choices = {}
-        self.table.setRowCount(0)
+        self.networks.clear()
         if self._asked is not None:
             self._asked.abandon()
         target, backend = self.target(), self._context.backend
@@ -231,19 +227,6 @@ class TargetPage(FormPage):
 
     def _show(self, there: Sequence[str]) -> None:
         needed = sorted({network for vm in self._vms.chosen() for network in vm.networks})
-        self.table.setRowCount(len(needed))
-        for row, name in enumerate(needed):
-            item = QTableWidgetItem(name)
-            item.setFlags(Qt.ItemFlag.ItemIsEnabled)
-            self.table.setItem(row, 0, item)
-            box = QComboBox(self.table)
-            box.setAccessibleName(f"Network at the target for {name}")
-            box.addItems(["choose…", *there])
-            wanted = self._mapped.get(name, name)
-            box.setCurrentText(wanted if wanted in there else "choose…")
-            box.currentIndexChanged.connect(lambda _n: self.completeChanged.emit())
-            self.table.setCellWidget(row, 1, box)
-            self._choices[name] = box
-        self.table.setVisible(bool(needed))
+        self.networks.show_networks(needed, there, self._mapped)
         self.state.setText("" if needed else "The chosen virtual machines use no network.")
         self.completeChanged.emit()

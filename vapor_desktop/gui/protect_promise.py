@@ -7,64 +7,56 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from PySide6.QtWidgets import QApplication, QComboBox, QLabel, QPlainTextEdit, QPushButton, QSpinBox
+from PySide6.QtWidgets import QApplication, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWizardPage
 
 from vapor_desktop.gui import words
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.error_box import sentence
 from vapor_desktop.gui.forms import child
 from vapor_desktop.gui.pair_wizard import FormPage, checks_of
+from vapor_desktop.gui.policy_editor import PolicyEditor
 from vapor_desktop.gui.protect_choose import VmsPage
-from vapor_desktop.gui.rpo_edit import RpoEdit
 from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.policy import Policy, Quiesce, StartGuard
+from vapor_desktop.model.times import times_text
 from vapor_desktop.model.view import Check, ProtectRequest
 
-MIB = 1 << 20
-QUIESCE = {
-    "freeze the file systems when the guest agent answers": "try",
-    "never (crash-consistent points)": "never",
-}
 Ask = Callable[[], ProtectRequest]
 
 
-class PolicyPage(FormPage):
-    """RPO target, retention, transfer."""
+class PolicyPage(QWizardPage):
+    """RPO target or times of day, retention, transfer. ``limit``: (chain limit, name) of the target chosen."""
 
-    def __init__(self) -> None:
-        super().__init__("protect_policy", "What is promised?")
-        form = self.form
-        preset, value, unit = (
-            child(form, QComboBox, "preset"),
-            child(form, QSpinBox, "value"),
-            child(form, QComboBox, "unit"),
-        )
-        self._rpo_hint, self._keep_hint = child(form, QLabel, "rpohint"), child(form, QLabel, "keephint")
-        self.keep = {key: child(form, QSpinBox, key) for key in ("newest", "hourly", "daily")}
-        self.quiesce, self.limit = child(form, QComboBox, "quiesce"), child(form, QSpinBox, "limit")
-        self.quiesce.addItems(list(QUIESCE))
-        self.rpo = RpoEdit(self, preset, value, unit)
-        self.rpo.hide()  # only its logic: the widgets are the form's
-        self.rpo.changed.connect(self._explain)
-        for box in self.keep.values():
-            box.valueChanged.connect(self._explain)
-        self._explain()
+    def __init__(self, context: Context, limit: Callable[[], tuple[int, str]]) -> None:
+        super().__init__()
+        self.setTitle("What is promised?")
+        self._limit = limit
+        self.editor = PolicyEditor(context.theme, self)
+        box = QVBoxLayout(self)
+        box.setContentsMargins(0, 0, 0, 0)
+        box.addWidget(self.editor)
+        self.editor.changed.connect(self.completeChanged)
+
+    def initializePage(self) -> None:
+        """Another target may start only shorter chains."""
+        self.editor.show_limit(*self._limit())
+
+    def isComplete(self) -> bool:
+        """What is asked for can be kept."""
+        return not self.editor.problem()
 
     def values(self) -> dict[str, Any]:
         """The fields of a ProtectRequest that are set here."""
-        limit = self.limit.value() * MIB
-        kept = {key: box.value() for key, box in self.keep.items()}
-        return {**kept, "bandwidth_bytes_s": limit or None, "quiesce": QUIESCE[self.quiesce.currentText()]}
-
-    def _explain(self) -> None:
-        seconds = self.rpo.seconds()
-        self._rpo_hint.setText(
-            f"Cycles start early enough that the newest point is never older than {words.duration(seconds)}, "
-            "if they take less than half of that. From 5 s to 24 h."
-        )
-        newest, hourly, daily = (box.value() for box in self.keep.values())
-        reach = max(newest * seconds, hourly * 3600, daily * 86400)
-        count = newest + hourly + daily
-        self._keep_hint.setText(f"Up to {count} points; the oldest is about {words.duration(reach)} old.")
+        policy = self.editor.policy(Policy())
+        return {
+            **policy.retention.model_dump(),
+            "rpo_target_s": policy.rpo_target_s,
+            "at_times": policy.at_times,
+            "bandwidth_bytes_s": policy.bandwidth_bytes_s,
+            "bandwidth_windows": policy.bandwidth_windows,
+            "quiesce": policy.quiesce.value,
+            "start_guard": policy.start_guard.value,
+        }
 
 
 class CheckPage(FormPage):
@@ -122,8 +114,17 @@ def command_line(request: ProtectRequest, vm_names: Sequence[str], sites: Mappin
     for here, there in sorted(request.networks.items()):
         parts += ["--map", f"{here}={there}"]
     parts += ["--keep", str(request.newest), str(request.hourly), str(request.daily)]
+    for at in request.at_times:
+        parts += ["--at", at.isoformat("auto" if at.second else "minutes")]
     if request.bandwidth_bytes_s:
         parts += ["--limit", str(request.bandwidth_bytes_s)]
+    for window in request.bandwidth_windows:
+        hours = "-".join(at.isoformat("auto" if at.second else "minutes") for at in (window.start, window.end))
+        parts += ["--window", f"{hours}={window.bandwidth_bytes_s or 'none'}"]
+    if request.quiesce != Quiesce.TRY:
+        parts += ["--quiesce", request.quiesce]
+    if request.start_guard != StartGuard.HOLD:
+        parts += ["--start-guard", request.start_guard]
     return shlex.join(parts)
 
 
@@ -145,11 +146,14 @@ class SummaryPage(FormPage):
         total = sum(disk.size_bytes or 0 for vm in vms for disk in vm.disks if disk.kind in ("delta", "compare"))
         networks = ", ".join(f"{a} → {b}" for a, b in sorted(request.networks.items())) or "none"
         limit = words.rate(request.bandwidth_bytes_s) if request.bandwidth_bytes_s else "no limit"
+        if request.bandwidth_windows:
+            limit += f", other limits in {len(request.bandwidth_windows)} windows of the day"
         source, target = (self._sites.get(s, s) for s in (request.source_site, request.target_site))
         lines = {
             "Virtual machines": ", ".join(names),
             "From → to": f"{source} → {target}",
             "RPO target": words.duration(request.rpo_target_s),
+            "Recovery points": f"at {times_text(request.at_times)} UTC" if request.at_times else "as often as needed",
             "Points kept": f"newest {request.newest}, hourly {request.hourly}, daily {request.daily}",
             "Networks": networks,
             "Transfer": f"{limit}; first copy of up to {words.size(total)}",
@@ -160,6 +164,9 @@ class SummaryPage(FormPage):
         guard = (
             "While the other site cannot be asked after a reboot of a host, the start guard holds a protected VM "
             "back there, so that it never runs on both sides."
+            if request.start_guard == StartGuard.HOLD
+            else "<b>After a reboot of a host the VM is started there even while the other site cannot be asked: "
+            "it may then run on both sides.</b>"
         )
         self._text.setText(f"<table cellspacing='6'>{rows}</table><p>{guard}</p>")
         self.command.setPlainText(command_line(request, names, self._sites))

@@ -11,6 +11,8 @@ from PySide6.QtWidgets import QWidget, QWizard
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.protect_choose import TargetPage, VmsPage
 from vapor_desktop.gui.protect_promise import CheckPage, PolicyPage, SummaryPage
+from vapor_desktop.model import retention
+from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.view import ProtectRequest, SiteStatus, VmStatus
 
 Pairs = tuple[tuple[str, str, str], ...]
@@ -37,7 +39,8 @@ class ProtectWizard(QWizard):
         self.names = {s.site.site_id: s.site.name for s in sites}
         self.vms = VmsPage(context, sites, chosen, covered)
         self.target = TargetPage(context, sites, pairs, self.vms)
-        self.policy = PolicyPage()
+        self._sites = {s.site.site_id: s for s in sites}
+        self.policy = PolicyPage(context, self._target_limit)
         self.check = CheckPage(context, self.request)
         self.summary = SummaryPage(self.request, self.vms, self.names)
         for page in (self.vms, self.target, self.policy, self.check, self.summary):
@@ -52,10 +55,15 @@ class ProtectWizard(QWizard):
             vm_uuids=tuple(vm.vm_uuid for vm in self.vms.chosen()),
             source_site=self.vms.source(),
             target_site=self.target.target(),
-            rpo_target_s=self.policy.rpo.seconds(),
+            rpo_target_s=Policy().rpo_target_s,
             networks=self.target.mapping(),
         )
         return replace(base, **self.policy.values())
+
+    def _target_limit(self) -> tuple[int, str]:
+        status = self._sites.get(self.target.target())
+        version = status.libvirt_version if status else None
+        return retention.chain_limit_of(version), status.site.name if status else "the target"
 
     def accept(self) -> None:
         """Start it and close."""

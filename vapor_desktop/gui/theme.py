@@ -103,7 +103,7 @@ def chip_style(c: Colours) -> str:
 
 
 def _indicators(c: Colours) -> str:
-    """Fusion outlines tick boxes darker than the window: on dark ground an empty one is invisible."""
+    """Fusion outlines tick boxes and radio buttons darker than the window: empty ones are not seen on dark ground."""
     tick = (data_path("resources") / "icons" / "tick-dark.svg").as_posix()
     boxes = ("QCheckBox::indicator", "QTableView::indicator", "QMenu::indicator:non-exclusive")
     rules = [
@@ -111,6 +111,11 @@ def _indicators(c: Colours) -> str:
         f"{box}:checked {{ image: url({tick}); }} {box}:disabled {{ border-color: {c.line}; }}"
         for box in boxes
     ]
+    dot = f"qradialgradient(cx:0.5, cy:0.5, radius:0.5, fx:0.5, fy:0.5, stop:0.5 {c.text}, stop:0.6 {c.base})"
+    rules.append(
+        f"QRadioButton::indicator {{ width: 12px; height: 12px; border: 1px solid {c.dim}; border-radius: 7px;"
+        f" background: {c.base}; }} QRadioButton::indicator:checked {{ background: {dot}; }}"
+    )
     return "".join(rules)
 
 

@@ -57,6 +57,13 @@ def no_failover(row: Row) -> str:
     return "" if row.status.point_count else f"{row.name} has no recovery point yet"
 
 
+def no_seed(row: Row) -> str:
+    """Why its first copy cannot be seeded. (Which disks can, the dialog tells.)"""
+    if row.status is None:
+        return _protected(row)
+    return f"{row.name} runs at {row.status.target_name}" if row.status.protection.phase in _GONE_OVER else ""
+
+
 def no_protect(row: Row) -> str:
     """Why it cannot be protected."""
     if row.status is not None:
@@ -79,6 +86,8 @@ class _Spec:
 _SPECS = (
     _Spec("open", "&Details", "vm", "Open the VM's page", _protected, single=True),
     _Spec("protect", "&Protect…", "protect", "Protect virtual machines", no_protect, "Ctrl+P", empty=True),
+    _Spec("edit", "&Edit protection…", "edit", "Change its policy and networks", _protected, "Ctrl+E", single=True),
+    _Spec("seed", "Seed &first copy…", "seed", "Begin from images at the target", no_seed, single=True),
     _Spec("sync", "&Sync now", "sync", "Make a recovery point now", no_sync, "Ctrl+Y"),
     _Spec("pause", "Pa&use", "pause", "Stop replicating until resumed", no_pause),
     _Spec("resume", "&Resume", "resume", "Replicate again", no_resume),

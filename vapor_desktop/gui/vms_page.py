@@ -111,7 +111,7 @@ class VmsPage(QWidget):
         """The verbs, the very same actions."""
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        for key in ("open", "protect", "sync", "pause", "resume", "unprotect"):
+        for key in ("open", "protect", "edit", "seed", "sync", "pause", "resume", "unprotect"):
             menu.addAction(self._verbs[key])
         menu.addAction("&Copy").triggered.connect(self.table.copy)
         menu.addSeparator()
