@@ -13,11 +13,14 @@ from site_server import SiteServer, running_site
 
 from vapor_desktop.app import SystemClock
 from vapor_desktop.engine.console import EngineBackend
+from vapor_desktop.engine.operations.failover import FAILOVER
+from vapor_desktop.engine.operations.steps import Leases, StepContext, Tools
 from vapor_desktop.engine.ports import Hypervisor, SiteApi
 from vapor_desktop.engine.runtime import Engine, new_identity
 from vapor_desktop.hypervisor.connection import LibvirtHypervisor
-from vapor_desktop.model.errors import EditOutdated, InvalidRequest, LeaseHeld
+from vapor_desktop.model.errors import EditOutdated, InvalidRequest, LeaseHeld, NotFound
 from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.policy import BandwidthWindow, Mappings, Policy, Retention
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import SettingsEdit
@@ -75,8 +78,8 @@ class Console:
         )  # fmt: skip
         self.gateway = TargetOnly(self.api)
         durable = DbosOperations(f"sqlite:///{path}")
-        engine = Engine(self.repository, self.gateway, CLOCK, new_identity("console", CLOCK), durable)
-        self.backend = EngineBackend(engine, None)  # type: ignore[arg-type]  # no test here pairs
+        self.engine = Engine(self.repository, self.gateway, CLOCK, new_identity("console", CLOCK), durable)
+        self.backend = EngineBackend(self.engine, None)  # type: ignore[arg-type]  # no test here pairs
         self.protection = self.repository.save_protection(
             Protection(
                 protection_id=f"p-{vm}", vm_uuid=vm, vm_name="web", source_site=SOURCE, target_site=target,
@@ -246,3 +249,23 @@ def test_disks_of_a_replica_without_points_and_a_vm_that_is_elsewhere(two: tuple
     assert view.disks == ()
     assert "not paired" in view.source_trouble
     assert view.target_trouble == ""
+
+
+def test_a_failover_goes_by_what_another_console_mapped(two: tuple[Console, Console]) -> None:
+    """With the source dark no cycle tells this console of the edit: the failover's first look must."""
+    one, other = two
+    other.backend.edit(other.key, SettingsEdit(1, Policy(), Mappings(networks={"lan-a": "default"})))
+    engine = one.engine
+    tools = Tools(one.repository, one.gateway, engine.sites, CLOCK, engine.identity, engine.worker)
+    operation = Operation(
+        operation_id="o", kind=OperationKind.FAILOVER, protection_id=one.key, vm_uuid=one.protection.vm_uuid,
+        vm_name="web", asked_by="anna", engine_id="e", started_at=CLOCK.now(), seen_at=CLOCK.now(),
+    )  # fmt: skip
+    context = StepContext(
+        tools, operation, one.protection, Leases(operation, "anna"), threading.Event(), note=lambda _text: None
+    )
+    with pytest.raises(NotFound, match="no complete recovery point"):
+        FAILOVER.steps[0].act(context)
+    known = one.repository.protection(one.key)
+    assert known is not None
+    assert known.mappings.networks == context.protection.mappings.networks == {"lan-a": "default"}

@@ -42,6 +42,7 @@ class Recovery:
         target = self._site(p.target_site)
         manifest = self._gateway.api(target).replica(p.vm_uuid).manifest
         records.cache_manifest(self._repository, protection_id, manifest)
+        p = self._protection(protection_id)  # with the mappings that the manifest tells
         row = self._repository.clock(target.site_id)
         offset = rpo.ClockOffset(row[0], row[1]) if row else None
         source = self._repository.site(p.source_site)

@@ -54,6 +54,8 @@ def _check(ctx: StepContext) -> Result:
     p, target = ctx.protection, ctx.protection.target_site
     api = ctx.api(target)
     manifest = api.replica(p.vm_uuid).manifest
+    # Another console may have mapped its networks anew since ours last heard of it.
+    ctx.protection = records.update(ctx.tools.repository, p.protection_id, records.settings_of(manifest))
     seq = _choose(manifest, ctx.operation.args.get("seq"))
     carried = api.point_domain(p.vm_uuid, seq)
     check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=_epoch(manifest, target))
