@@ -111,6 +111,7 @@ def edit_and_read_back(lab: Lab, home: Path) -> None:
     wanted = ("--rpo", "20s", "--retention", "4", "2", "1", "--bandwidth", "64M", "--window", "00:00-23:59=32M")
     after = ctl("edit", NAME, *wanted)
     assert isinstance(after, dict)
+    assert after.pop("ok") is True
     assert (after["version"], after["points_kept"]) == (2, 7)
     assert error_code(ctl("edit", NAME, "--rpo", "30s", "--if-version", "1", code=1)) == "EDIT-OUTDATED"
     assert error_code(ctl("edit", NAME, "--keep", "24", "24", "24", code=1)) == "INVALID-REQUEST"
