@@ -32,7 +32,7 @@ NAME = "desk"
 RATE = 5  # diary records a second
 TARGET_S = 10
 STILL_S = 0.1
-DARK_S = 20
+DARK_S = 15
 
 
 @pytest.fixture(scope="module")
