@@ -419,9 +419,6 @@ class Journal(Protocol):
     def step(self, name: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run ``act`` once; its recorded answer on every later run. ``act`` may run again if cut off within."""
 
-    def answer(self, question_id: str) -> str:
-        """Wait for a person's answer, however long; recorded too."""
-
 
 class Durable(Protocol):
     """The engine of durable operations. One body serves all; it must decide by recorded answers only."""
@@ -433,7 +430,6 @@ class Durable(Protocol):
     def adopt(self, operation_id: str) -> None:
         """Go on with an operation that a dead engine left, at the step that was cut."""
 
-    def send(self, operation_id: str, question_id: str, choice: str) -> None: ...
     def close(self) -> None:
         """Let go of running operations; another engine, or the next start, goes on with them."""
 

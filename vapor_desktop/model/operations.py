@@ -105,6 +105,7 @@ class Operation(Value):
     ended_at: datetime | None = None
     steps: tuple[StepRow, ...] = ()
     question: Question | None = None
+    answers: dict[str, str] = {}  # question id -> choice
     cancel_asked: bool = False
     interrupted_since: datetime | None = None  # adopted after so long a pause that a person must look first
     result: dict[str, Any] = {}

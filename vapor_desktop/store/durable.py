@@ -17,8 +17,6 @@ from vapor_desktop.engine.ports import Journal
 from vapor_desktop.model.errors import Unexpected
 from vapor_desktop.model.operations import SCHEMA
 
-# recv answers None when it ends, so an unanswered question asks again: None is never an answer.
-ASK_AGAIN_S = 3600.0
 _WORKFLOW = "vapor-operation"
 
 _body: Callable[[str, Journal], None] | None = None
@@ -30,13 +28,6 @@ class _DbosJournal:
     def step(self, name: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Recorded under its place in the workflow."""
         return DBOS.run_step({"name": name}, act)
-
-    def answer(self, question_id: str) -> str:
-        """Waits; a person's answer, once given, is part of the record."""
-        while True:
-            choice = DBOS.recv(question_id, timeout_seconds=ASK_AGAIN_S)
-            if choice is not None:
-                return str(choice)
 
 
 @DBOS.workflow(name=_WORKFLOW)
@@ -83,10 +74,6 @@ class DbosOperations:
             self.start(operation_id)
         else:
             DBOS.resume_workflow(operation_id)
-
-    def send(self, operation_id: str, question_id: str, choice: str) -> None:
-        """A person's answer."""
-        DBOS.send(operation_id, choice, topic=question_id)
 
     def close(self) -> None:
         """Workflows that still run stay pending; who adopts them goes on at the step that was cut."""

@@ -48,6 +48,7 @@ log = structlog.get_logger(__name__)
 
 # A fault that may mend itself is tried again this long before a person is asked.
 RETRY_AFTER_S = (0.5, 1.0, 2.0, 4.0)
+ANSWER_LOOK_S = 0.2
 TOUCH_EVERY = timedelta(seconds=20)
 _STOP = Choice(key="stop", text="Leave it as it is")
 _CONTINUE = Choice(key="continue", text="Go on")
@@ -123,8 +124,7 @@ class OperationRunner:
         if choice not in {c.key for c in question.choices}:
             offered = ", ".join(c.key for c in question.choices)
             raise InvalidRequest(f"“{choice}” is no answer to that question", fix=f"One of: {offered}")
-        self._ready()
-        self._durable.send(operation_id, question_id, choice)
+        self._update(operation_id, lambda o: o.model_copy(update={"answers": {**o.answers, question_id: choice}}))
 
     def cancel(self, operation_id: str) -> None:
         """Undo it. Raises InvalidRequest after the point of no return."""
@@ -223,13 +223,24 @@ class OperationRunner:
             self.observer(operation_id, step.name, "recorded")
             if "ask" not in out:
                 return out
-            choice = journal.answer(name)
+            choice = self._answer(journal, operation_id, name)
             if choice == UNDO.key:
                 return {"undo": True}
             if choice == _STOP.key:
                 return {"error": out.get("error")}
             answers[step.name] = choice
             attempt += 1
+
+    def _answer(self, journal: Journal, operation_id: str, question_id: str) -> str:
+        """A person's answer, however long it takes; recorded like a step."""
+
+        def wait() -> Result:
+            while (choice := self._operation(operation_id).answers.get(question_id)) is None:
+                if self._stopping.wait(ANSWER_LOOK_S):
+                    raise EngineStopping
+            return {"choice": choice}
+
+        return str(journal.step(f"answer {question_id}", wait)["choice"])
 
     def _perform(
         self, operation_id: str, step: Step, name: str, done: Mapping[str, Result], answers: Mapping[str, str]
@@ -252,8 +263,7 @@ class OperationRunner:
             self._mark(operation_id, step, StepState.FAILED, str(error))
             if not kind.asks:
                 return {"error": error.to_wire()}
-            past = self._operation(operation_id).past_return or step.no_return
-            choices = (RETRY, _STOP) if past else (RETRY, UNDO)
+            choices = (RETRY, _STOP) if operation.past_return else (RETRY, UNDO)
             return {**self._ask(operation_id, name, str(error), choices), "error": error.to_wire()}
         self.observer(operation_id, step.name, "acted")
         self._mark(operation_id, step, StepState.DONE)
@@ -293,7 +303,7 @@ class OperationRunner:
             while True:
                 name = f"undo {step.name}/{attempt}"
                 out = journal.step(name, partial(self._take_back, operation_id, step, name, done, answers))
-                if "ask" not in out or journal.answer(name) == _STOP.key:
+                if "ask" not in out or self._answer(journal, operation_id, name) == _STOP.key:
                     break
                 attempt += 1
 
