@@ -86,6 +86,8 @@ class PolicyOptions:
     no_windows: bool
     quiesce: str | None
     start_guard: str | None
+    streams: int | None
+    priority: int | None
     maps: tuple[str, ...]
     unmaps: tuple[str, ...]
 
@@ -108,6 +110,10 @@ class PolicyOptions:
                 wanted["quiesce"] = Quiesce(self.quiesce)
             if self.start_guard is not None:
                 wanted["start_guard"] = StartGuard(self.start_guard)
+            if self.streams is not None:
+                wanted["streams"] = self.streams
+            if self.priority is not None:
+                wanted["priority"] = self.priority
             return Policy.model_validate(wanted)
         except ValidationError as error:
             raise InvalidRequest("These settings are not possible", why=_reason(error)) from error
@@ -166,6 +172,15 @@ _OPTIONS = (
         help="After the host booted and while the other site cannot be asked: hold it, or start it (split-brain "
         "risk)  [hold].",
     ),
+    click.option(
+        "--streams", type=click.IntRange(1, 8), default=None, help="Parallel streams, for a long, fast link  [1]."
+    ),
+    click.option(
+        "--priority",
+        type=click.IntRange(0, 9),
+        default=None,
+        help="Of cycles due at once the higher is first  [5].",
+    ),
     click.option("--map", "maps", multiple=True, metavar="SOURCE=TARGET", help="Network mapping; repeatable."),
     click.option("--unmap", "unmaps", multiple=True, metavar="SOURCE", help="Take a network mapping away."),
 )
@@ -179,6 +194,8 @@ _NAMES = (
     "no_windows",
     "quiesce",
     "start_guard",
+    "streams",
+    "priority",
     "maps",
     "unmaps",
 )

@@ -142,6 +142,8 @@ def protect(
             start_guard=policy.start_guard.value,
             at_times=policy.at_times,
             bandwidth_windows=policy.bandwidth_windows,
+            streams=policy.streams,
+            priority=policy.priority,
         )
         checks = backend.preflight(request, out.check)
         bad = [c for c in checks if c.state == "failed"]

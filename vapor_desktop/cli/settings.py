@@ -44,6 +44,8 @@ def _lines(s: ProtectionSettings) -> list[tuple[str, str]]:
         ("Quiesce", policy.quiesce.value),
         ("Bandwidth limit", _rate(policy.bandwidth_bytes_s)),
         ("Windows (UTC)", windows or "none"),
+        ("Streams", str(policy.streams)),
+        ("Priority", str(policy.priority)),
         ("Networks", ", ".join(f"{a} → {b}" for a, b in sorted(s.mappings.networks.items())) or "none"),
         ("Version", str(s.version)),
     ]

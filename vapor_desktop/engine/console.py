@@ -575,6 +575,8 @@ def policy_of(request: ProtectRequest) -> Policy:
         quiesce=Quiesce(request.quiesce),
         bandwidth_windows=request.bandwidth_windows,
         at_times=request.at_times,
+        streams=request.streams,
+        priority=request.priority,
         start_guard=StartGuard(request.start_guard),
     )
 

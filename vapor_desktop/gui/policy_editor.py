@@ -68,6 +68,7 @@ class PolicyEditor(QWidget):
         self.times = child(form, QLineEdit, "times")
         self.keep = {key: child(form, QSpinBox, key) for key in ("newest", "hourly", "daily")}
         self.quiesce, self.guard = child(form, QComboBox, "quiesce"), child(form, QComboBox, "guard")
+        self.streams, self.priority = child(form, QSpinBox, "streams"), child(form, QSpinBox, "priority")
         self.limit = RateEdit(child(form, QDoubleSpinBox, "limit"))
         self.windows = WindowTable(
             child(form, QTableWidget, "windows"),
@@ -91,6 +92,8 @@ class PolicyEditor(QWidget):
         for combo in (self.quiesce, self.guard):
             combo.currentIndexChanged.connect(self._told)
         self.limit.box.valueChanged.connect(self._told)
+        for number in (self.streams, self.priority):
+            number.valueChanged.connect(self._told)
         self.windows.changed.connect(self._told)
 
     def show_policy(self, policy: Policy) -> None:
@@ -103,6 +106,8 @@ class PolicyEditor(QWidget):
         self.quiesce.setCurrentText(QUIESCE[policy.quiesce])
         self.guard.setCurrentText(GUARD[policy.start_guard])
         self.limit.set_rate(policy.bandwidth_bytes_s)
+        self.streams.setValue(policy.streams)
+        self.priority.setValue(policy.priority)
         self.windows.set_windows(policy.bandwidth_windows)
         self._told()
 
@@ -120,6 +125,8 @@ class PolicyEditor(QWidget):
             "quiesce": next(q for q, text in QUIESCE.items() if text == self.quiesce.currentText()),
             "start_guard": next(g for g, text in GUARD.items() if text == self.guard.currentText()),
             "bandwidth_bytes_s": self.limit.rate(),
+            "streams": self.streams.value(),
+            "priority": self.priority.value(),
             "bandwidth_windows": self.windows.windows(),
         }
         return base.model_copy(update=values)

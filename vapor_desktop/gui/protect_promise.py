@@ -54,6 +54,8 @@ class PolicyPage(QWizardPage):
             "at_times": policy.at_times,
             "bandwidth_bytes_s": policy.bandwidth_bytes_s,
             "bandwidth_windows": policy.bandwidth_windows,
+            "streams": policy.streams,
+            "priority": policy.priority,
             "quiesce": policy.quiesce.value,
             "start_guard": policy.start_guard.value,
         }

@@ -287,3 +287,5 @@ class ProtectRequest:
     start_guard: str = "hold"
     at_times: tuple[time, ...] = ()  # fixed times of day (UTC) instead of deadlines
     bandwidth_windows: tuple[BandwidthWindow, ...] = ()
+    streams: int = 1
+    priority: int = 5
