@@ -67,7 +67,7 @@ def guarded(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
     home = tmp_path_factory.mktemp("console")
     a = lab.sites["a"]
     for name in (HELD, DARING):
-        guests.add(a, guests.GuestSpec(name, rate=2, scratch=0), lab.cache)
+        guests.add(a, guests.GuestSpec(name, rate=2, scratch=0), lab.cache, start=False)
         a.virsh("autostart", name)
     settings = a.path("/etc/vapor/site.toml")
     before = settings.read_text()
