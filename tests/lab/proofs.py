@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vapor_desktop.engine import records
 from vapor_desktop.engine.ports import SiteApi
 from vapor_desktop.lab import guests, hostfiles
 from vapor_desktop.lab.diary import DiaryReport
@@ -19,7 +18,9 @@ from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.lab import Site
 from vapor_desktop.lab.processes import LabFailed, innermost_pid, wait_until
 from vapor_desktop.lab.stage import Stage
+from vapor_desktop.model.errors import Fate, VaporError
 from vapor_desktop.model.policy import Policy
+from vapor_desktop.model.view import SettingsEdit
 from vapor_desktop.model.wire import Progress, ReplicaView
 
 REPLICAS = "/var/lib/libvirt/images/vapor"
@@ -69,13 +70,13 @@ def quiet(stage: Stage) -> Iterator[None]:
     """Between cycles: those that run come to their own end, and none is due until it is left."""
     due = {r.key: r.protection.policy.rpo_target_s for r in stage.backend.snapshot().protections}
     for key in due:
-        stage.backend.set_rpo_target(key, NEVER_DUE_S)
+        edit(stage, key, rpo_target_s=NEVER_DUE_S)
     try:
         wait_until(lambda: not running(stage), "the end of the cycles", timeout_s=120, every_s=0.05)
         yield
     finally:
         for key, rpo_target_s in due.items():
-            stage.backend.set_rpo_target(key, rpo_target_s)
+            edit(stage, key, rpo_target_s=rpo_target_s)
 
 
 def running(stage: Stage) -> bool:
@@ -100,14 +101,26 @@ def guest_does(site: Site, name: str, script: str) -> str:
 
 def set_policy(stage: Stage, name: str, **policy: object) -> Policy:
     """Change a protection's policy; returns what it was."""
-    assert stage.program is not None
     row = stage.row(name)
-    records.update(
-        stage.program.engine.repository,
-        row.key,
-        lambda p: p.model_copy(update={"policy": p.policy.model_copy(update=policy)}),
-    )
+    edit(stage, row.key, **policy)
     return row.protection.policy
+
+
+def edit(stage: Stage, key: str, **policy: object) -> None:
+    """As a person does it, at the target; again while that does not answer, or another holds the lease."""
+
+    def done() -> bool:
+        try:
+            now = stage.backend.settings(key)
+            wanted = now.policy.model_copy(update=policy)
+            stage.backend.edit(key, SettingsEdit(now.version, wanted, now.mappings))
+        except VaporError as error:
+            if error.fate is not Fate.RETRY:
+                raise
+            return False
+        return True
+
+    wait_until(done, "the edit of a policy", timeout_s=120, every_s=0.2)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
+import proofs
 import pytest
 
-from vapor_desktop.engine import records
 from vapor_desktop.engine.cycle import Outcome
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.guests import GuestSpec
@@ -132,10 +132,4 @@ def test_the_vm_starts_and_no_torn_point_is_published(stage: Stage, fmt: str) ->
 
 
 def limit(stage: Stage, pid: str, bandwidth_bytes_s: int | None) -> None:
-    assert stage.program is not None
-    update = {"bandwidth_bytes_s": bandwidth_bytes_s}
-    records.update(
-        stage.program.engine.repository,
-        pid,
-        lambda p: p.model_copy(update={"policy": p.policy.model_copy(update=update)}),
-    )
+    proofs.edit(stage, pid, bandwidth_bytes_s=bandwidth_bytes_s)
