@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from vapor_desktop.lab import guests
+from vapor_desktop.lab.guest_tpm import SECRET_BYTES, define_secret, read_secret, write_secret
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.stage import Stage
@@ -27,9 +29,13 @@ def newer(lab_lock: None) -> Iterator[Lab]:
 
 def test_a_newer_target_takes_cycles_and_a_failover(newer: Lab, tmp_path: Path) -> None:
     a = newer.sites["a"]
-    spec = guests.GuestSpec("old", firmware="uefi", disk_count=2, rate=5, scratch=2)
+    spec = guests.GuestSpec("old", firmware="uefi", disk_count=2, rate=5, scratch=2, tpm=True)
     guests.add(a, spec, newer.cache)
     guests.wait_for(a, "old", "VAPOR-DIARY ", timeout_s=90)
+    guests.wait_for_agent(a, "old")
+    secret = secrets.token_bytes(SECRET_BYTES)
+    define_secret(a, "old")
+    write_secret(a, "old", secret)
     with KeyringSession(tmp_path):
         stage = Stage(newer, tmp_path)
         stage.open()
@@ -54,5 +60,7 @@ def test_a_newer_target_takes_cycles_and_a_failover(newer: Lab, tmp_path: Path) 
             line = stage.wait_booted("old", "b", timeout_s=120)
             assert " gaps=0 " in f"{line} "
             assert " torn=0 " in f"{line} "
+            guests.wait_for_agent(newer.sites["b"], "old")
+            assert read_secret(newer.sites["b"], "old") == secret
         finally:
             stage.close()

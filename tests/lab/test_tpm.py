@@ -1,7 +1,4 @@
-"""A guest with a TPM 2.0: what it keeps in it is there after a failover, written and read by the guest itself.
-
-The guest speaks to /dev/tpm0 in the TPM's own commands: an NV index of 16 bytes, under the empty owner password.
-"""
+"""A guest with a TPM 2.0: what it keeps in it is there after a failover, written and read by the guest itself."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from vapor_desktop.lab import guests, hostfiles
+from vapor_desktop.lab.guest_tpm import define_secret, read_secret, write_secret
 from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.keyring_session import KeyringSession
-from vapor_desktop.lab.lab import Lab, Site
-from vapor_desktop.lab.processes import LabFailed, wait_until
+from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.stage import Stage, remove_guests
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.sites import Protection
@@ -26,41 +23,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 SPEC = GuestSpec("vault", rate=0, scratch=0, tpm=True)
 NAME, VM = SPEC.name, SPEC.uuid
 STATE = f"/var/lib/libvirt/swtpm/{VM}/tpm2/tpm2-00.permall"
-OWNER, INDEX = "40000001", "01500016"
-EMPTY_PASSWORD = "00000009" + "40000009" + "0000" + "01" + "0000"
-PUBLIC = (
-    "000e" + INDEX + "000b" + "00060006" + "0000" + "0010"
-)  # SHA-256; owner and index may read and write; 16 bytes
-
-
-def tpm(site: Site, code: str, handles: str, parameters: str) -> bytes:
-    """One command to the guest's TPM [TPM 2.0 library, part 3]; its answer's parameters. Fails on a TPM's error."""
-    body = handles + EMPTY_PASSWORD + parameters
-    command = f"8002{len(body) // 2 + 10:08x}{code}{body}"
-    octal = "".join(f"\\{byte:03o}" for byte in bytes.fromhex(command))
-    script = f"exec 3<>/dev/tpm0 && printf '{octal}' >&3 && dd bs=4096 count=1 <&3 2>/dev/null | od -An -v -tx1"
-    answer = bytes.fromhex("".join(site.guest_shell(NAME, script).split()))
-    assert answer[6:10] == b"\0\0\0\0", f"the TPM answered {answer.hex()}"
-    return answer[14:]
-
-
-def write_secret(site: Site, secret: bytes) -> None:
-    tpm(site, "00000137", OWNER + INDEX, f"{len(secret):04x}{secret.hex()}0000")
-
-
-def read_secret(site: Site) -> bytes:
-    return tpm(site, "0000014e", OWNER + INDEX, "00100000")[2:18]
-
-
-def agent_answers(site: Site) -> None:
-    def answers() -> bool:
-        try:
-            guests.agent(site, NAME, "guest-ping")
-        except LabFailed:
-            return False
-        return True
-
-    wait_until(answers, "the guest agent", timeout_s=90, every_s=0.5)
 
 
 class Vault:
@@ -98,9 +60,9 @@ def vault(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]
     a = lab.sites["a"]
     guests.add(a, SPEC, lab.cache)
     guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=120)
-    agent_answers(a)
+    guests.wait_for_agent(a, NAME)
     guests.set_rate(a, NAME, rate=0, scratch=0, zero=0, discard=0)
-    tpm(a, "0000012a", OWNER, "0000" + PUBLIC)
+    define_secret(a, NAME)
     home = tmp_path_factory.mktemp("vault")
     with KeyringSession(home):
         stage = Stage(lab, home)
@@ -121,7 +83,7 @@ def vault(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]
 
 def test_a_change_of_the_tpm_alone_makes_a_point(vault: Vault) -> None:
     api = vault.engine.gateway.api(vault.stage.backend._site(vault.protection.target_site))
-    write_secret(vault.a, secrets.token_bytes(16))
+    write_secret(vault.a, NAME, secrets.token_bytes(16))
     vault.a.guest_shell(NAME, "sync")
     seqs = [vault.cycle()]
     while seqs[-1] is not None:
@@ -131,7 +93,7 @@ def test_a_change_of_the_tpm_alone_makes_a_point(vault: Vault) -> None:
     assert first is not None
     before = api.point(VM, first)
     assert before.tpm
-    write_secret(vault.a, secrets.token_bytes(16))
+    write_secret(vault.a, NAME, secrets.token_bytes(16))
     seq = vault.cycle()
     assert seq is not None
     after = api.point(VM, seq)
@@ -159,7 +121,7 @@ def test_a_failover_brings_the_tpm_up_with_the_point_and_keeps_what_lay_there(va
     """Last: it ends the stage."""
     a, b = vault.a, vault.b
     secret = secrets.token_bytes(16)
-    write_secret(a, secret)
+    write_secret(a, NAME, secret)
     assert vault.cycle() is not None
     sent = a.path(STATE).read_bytes()
     old = b.path(STATE)
@@ -175,17 +137,17 @@ def test_a_failover_brings_the_tpm_up_with_the_point_and_keeps_what_lay_there(va
     notes = [e.text for e in vault.engine.repository.events(vault.pid) if e.kind == "failover-note"]
     assert any(kept.name in text for text in notes), notes
     guests.wait_for(b, NAME, "VAPOR-DIARY ", timeout_s=120)
-    agent_answers(b)
-    assert read_secret(b) == secret
+    guests.wait_for_agent(b, NAME)
+    assert read_secret(b, NAME) == secret
 
     # The same failover once more, the VM off: what the guest wrote since is not taken back.
     later = secrets.token_bytes(16)
-    write_secret(b, later)
+    write_secret(b, NAME, later)
     b.virsh("destroy", NAME)
     said = len(b.serial(NAME))
     vault.fail_over("once more")
     assert vault.protection.epoch_number == 2
     guests.wait_for(b, NAME, "VAPOR-DIARY ", timeout_s=120, after=said)
-    agent_answers(b)
-    assert read_secret(b) == later
+    guests.wait_for_agent(b, NAME)
+    assert read_secret(b, NAME) == later
     assert len(list(placed.parents[2].glob(f"{VM}*"))) == 2

@@ -177,6 +177,19 @@ def agent(host: Host, name: str, command: str, **arguments: object) -> object:
     return answer["return"]
 
 
+def wait_for_agent(host: Host, name: str, *, timeout_s: float = 90.0) -> None:
+    """Wait until the guest agent answers; it starts a little after the diary's verdict."""
+
+    def answers() -> bool:
+        try:
+            agent(host, name, "guest-ping")
+        except LabFailed:
+            return False
+        return True
+
+    wait_until(answers, f"The guest agent of {name}", timeout_s=timeout_s, every_s=0.5)
+
+
 def guest_shell(host: Host, name: str, script: str, *, timeout_s: float = 30.0) -> str:
     """Run a shell script in the guest through its agent; returns what it printed. Raises LabFailed on failure."""
     started = agent(host, name, "guest-exec", path="/bin/sh", arg=["-c", script], capture_output=True)
