@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from vapor_desktop.engine.ports import SiteApi
 from vapor_desktop.lab import guests, hostfiles
 from vapor_desktop.lab.guest_tpm import define_secret, read_secret, write_secret
 from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage, remove_guests
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.sites import Protection
@@ -38,6 +40,10 @@ class Vault:
         found = self.engine.repository.protection(self.pid)
         assert found is not None
         return found
+
+    @property
+    def target_api(self) -> SiteApi:
+        return self.engine.gateway.api(self.stage.backend._site(self.protection.target_site))
 
     def fail_over(self, reason: str) -> float:
         """Seconds to running. This engine's loop does not run, so it is asked without the database between."""
@@ -82,7 +88,7 @@ def vault(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]
 
 
 def test_a_change_of_the_tpm_alone_makes_a_point(vault: Vault) -> None:
-    api = vault.engine.gateway.api(vault.stage.backend._site(vault.protection.target_site))
+    api = vault.target_api
     write_secret(vault.a, NAME, secrets.token_bytes(16))
     vault.a.guest_shell(NAME, "sync")
     seqs = [vault.cycle()]
@@ -113,6 +119,7 @@ def test_without_its_root_helper_the_target_cannot_and_the_vm_is_called_not_full
     preview = vault.stage.backend.failover_preview(vault.pid)
     assert any(warning in line for line in preview.effects)
     vault.b.start_helper()
+    wait_until(lambda: vault.target_api.tpm_support().why == "", "the root helper's answer", timeout_s=30)
     vault.cycle()
     assert vault.protection.warnings == ()
 

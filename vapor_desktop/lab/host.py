@@ -266,7 +266,7 @@ class Host:
         wait_until(ready, f"The site service's answer on {self.layout.name}", timeout_s=40, every_s=0.1)
 
     def start_helper(self) -> None:
-        """The root helper."""
+        """The root helper; it answers a moment later."""
         self.spawn("helper", ["vapor-site", "helper", "--socket", "/run/vapor/helper.sock"])
 
 
