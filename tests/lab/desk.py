@@ -18,7 +18,7 @@ os.environ["QT_QPA_PLATFORM"] = "offscreen"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "gui"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "desktop"))
 
-from heartbeat import Heartbeat, Witness
+from heartbeat import Heartbeat, Starvation
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QWizard
@@ -147,17 +147,15 @@ class Desk:
 
 
 class Stillness:
-    """How long the GUI thread stood still, and for how much of that it was merely not given a CPU."""
+    """How long the GUI thread stood still, and for how much of that this process was merely not given a CPU."""
 
     def __init__(self) -> None:
-        self._witness = Witness()
-        self._before = self._witness.waited_s()
-        self.beat = Heartbeat()
+        self._starvation = Starvation()
+        self._beat = Heartbeat(self._starvation)
 
-    def end(self) -> tuple[float, float, int]:
-        """(longest gap in seconds, seconds waited for a CPU in all, beats)."""
-        waited = self._witness.waited_s() - self._before
-        self._witness.close()
-        gaps = list(self.beat.gaps)
-        self.beat.deleteLater()
-        return max(gaps), waited, len(gaps)
+    def end(self) -> list[tuple[float, float]]:
+        """(gap, of which starved) in seconds, the longest gap first."""
+        found = sorted(zip(self._beat.gaps, self._beat.starved, strict=True), reverse=True)
+        self._beat.deleteLater()
+        self._starvation.close()
+        return found

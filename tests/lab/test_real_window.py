@@ -254,13 +254,12 @@ def test_a_dark_source_is_told_once_and_the_window_stays_alive(desk: Desk, lab: 
     desk.until(lambda: bool(desk.notices(f"RPO breached: {NAME}")), "the notification", 30)
     desk.until(lambda: bool(desk.notices("site-a is unreachable")), "the other notification", 30)
     desk.live(3)  # would anything be told a second time?
-    worst, waited, beats = still.end()
+    gaps = still.end()
+    told = ", ".join(f"{gap * 1e3:.0f} ms ({starved * 1e3:.0f} ms of it without a CPU)" for gap, starved in gaps[:3])
     with capsys.disabled():
         print(
-            f"\nsource dark: noticed after {noticed_s:.1f} s; longest gap of the GUI thread {worst * 1e3:.0f} ms",
-            end="",
+            f"\nsource dark: noticed after {noticed_s:.1f} s; of {len(gaps)} beats of the GUI thread the longest: {told}"
         )
-        print(f" in {beats} beats; it was kept off the CPU for {waited * 1e3:.0f} ms in all")
     known = [age for age in ages if age is not None]
     assert known[-1] >= DARK_S
     assert all(b >= a - 0.001 for a, b in zip(known[-50:], known[-49:], strict=False)), "it only rises"
@@ -272,7 +271,9 @@ def test_a_dark_source_is_told_once_and_the_window_stays_alive(desk: Desk, lab: 
     assert "beyond the RPO target" in desk.shell.tray.status.text()
     assert any(line.startswith(f"{NAME}: RPO breached") for _key, line in desk.shell.tray._attention)
     assert any("site-a" in banner.text for banner in desk.window.snapshot.banners)  # type: ignore[union-attr]
-    assert worst < STILL_S
+    # Two shared cores: what no thread of ours could help is compared, and printed; nothing else is forgiven.
+    assert [(gap, starved) for gap, starved in gaps if gap >= STILL_S and gap - starved >= STILL_S] == []
+    assert gaps[len(gaps) // 100][0] < STILL_S, "starved or not, one beat in a hundred"
 
 
 def test_fail_over_from_the_sheet(desk: Desk, lab: Lab) -> None:

@@ -203,17 +203,15 @@ class ProtectionWorker:
         records.cache_manifest(self._repository, pid, outcome.manifest)
         result = outcome.result
         kind = "unchanged" if outcome.unchanged else ("point" if outcome.seq is not None else "partial")
-        self._repository.add_cycle(
-            CycleRecord(
-                protection_id=pid,
-                started_at=self._clock.now() - timedelta(seconds=duration_s),
-                duration_s=duration_s,
-                outcome=kind,
-                seq=outcome.seq,
-                data_bytes=result.data_bytes if result else 0,
-                wire_bytes=result.wire_bytes if result else 0,
-                mode=outcome.mode,
-            )
+        cycle = CycleRecord(
+            protection_id=pid,
+            started_at=self._clock.now() - timedelta(seconds=duration_s),
+            duration_s=duration_s,
+            outcome=kind,
+            seq=outcome.seq,
+            data_bytes=result.data_bytes if result else 0,
+            wire_bytes=result.wire_bytes if result else 0,
+            mode=outcome.mode,
         )
 
         def change(p: Protection) -> Protection:
@@ -235,6 +233,7 @@ class ProtectionWorker:
 
         before = self._repository.protection(pid)
         records.update(self._repository, pid, change)
+        self._repository.add_cycle(cycle)  # last: whoever waits for the cycle's end then reads the row
         if outcome.scrubbed is not None:
             disks.note_scrub(self._repository, pid, outcome.scrubbed)
         self._judge_scrub(protection, outcome)
@@ -275,19 +274,17 @@ class ProtectionWorker:
         now = self._clock.now()
         waiting = error.code in _WAIT_ONLY
         log.warning("cycle failed", vm=protection.vm_name, code=error.code, error=str(error))
-        self._repository.add_cycle(
-            CycleRecord(
-                protection_id=pid,
-                started_at=now - timedelta(seconds=duration_s),
-                duration_s=duration_s,
-                outcome="skipped" if waiting else "failed",
-                seq=None,
-                data_bytes=0,
-                wire_bytes=0,
-                mode="",
-                error_code=error.code,
-                error=str(error),
-            )
+        cycle = CycleRecord(
+            protection_id=pid,
+            started_at=now - timedelta(seconds=duration_s),
+            duration_s=duration_s,
+            outcome="skipped" if waiting else "failed",
+            seq=None,
+            data_bytes=0,
+            wire_bytes=0,
+            mode="",
+            error_code=error.code,
+            error=str(error),
         )
         phase = self._phase_after(protection, error)
         moved_to = self._epoch_there(protection) if isinstance(error, EpochMoved) else None
@@ -310,6 +307,7 @@ class ProtectionWorker:
             )
 
         after = records.update(self._repository, pid, change)
+        self._repository.add_cycle(cycle)  # last: whoever waits for the cycle's end then reads the row
         if after.failures == 1 and not waiting:
             records.note(
                 self._repository, now, "cycle-failed", str(error), severity=Severity.WARNING, protection_id=pid
