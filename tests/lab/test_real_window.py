@@ -258,7 +258,7 @@ def test_a_dark_source_is_told_once_and_the_window_stays_alive(desk: Desk, lab: 
     told = ", ".join(f"{gap * 1e3:.0f} ms ({starved * 1e3:.0f} ms of it without a CPU)" for gap, starved in gaps[:3])
     with capsys.disabled():
         print(
-            f"\nsource dark: noticed after {noticed_s:.1f} s; of {len(gaps)} beats of the GUI thread the longest: {told}"
+            f"\nsource dark: noticed after {noticed_s:.1f} s; longest of {len(gaps)} gaps of the GUI thread: {told}"
         )
     known = [age for age in ages if age is not None]
     assert known[-1] >= DARK_S
