@@ -57,7 +57,7 @@ class Starvation:
     def since_last_s(self) -> float:
         """Of the worst off thread, since the last call. A GUI thread waits for the lock's holder, whichever it is."""
         worst = 0
-        for thread in os.listdir(self._tasks):
+        for thread in os.listdir(self._tasks):  # noqa: PTH208  every 10 ms: names, not paths
             waited = self._waited(thread)
             if waited is not None:
                 worst = max(worst, waited - self._seen.get(thread, waited))
