@@ -75,7 +75,7 @@ def test_the_vm_starts_and_no_torn_point_is_published(stage: Stage, fmt: str) ->
     site_a, site_b = sorted((s.site for s in stage.backend.snapshot().sites), key=lambda site: site.name)
     [pid] = stage.protect(site_a, site_b, [name])
     assert engine.worker.run(pid) is not None
-    guests.guest_shell(a, name, "dd if=/dev/urandom of=/data0/fill bs=1M count=24 2>/dev/null; sync")
+    guests.guest_shell(a, name, "dd if=/dev/urandom of=/data0/fill bs=1M count=24 && sync")
     stop(stage, name)
     limit(stage, pid, 2 * MIB)
 
@@ -90,7 +90,7 @@ def test_the_vm_starts_and_no_torn_point_is_published(stage: Stage, fmt: str) ->
 
     def under_way() -> bool:
         progress = engine.worker.progress(pid)
-        assert worker.is_alive(), stage.row(name).protection.last_error
+        assert worker.is_alive(), (found, stage.row(name).protection.last_error)
         return progress is not None and progress.done_bytes > 0
 
     wait_until(under_way, "the offline copy to be under way", timeout_s=60)
