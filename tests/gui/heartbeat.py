@@ -36,6 +36,10 @@ class Heartbeat(QObject):
         self.starved.clear()
         self._last = time.perf_counter()
 
+    def stop(self) -> None:
+        """No more beats."""
+        self._timer.stop()
+
     @property
     def worst(self) -> float:
         """The longest gap."""

@@ -155,6 +155,7 @@ class Stillness:
 
     def end(self) -> list[tuple[float, float]]:
         """(gap, of which starved) in seconds, the longest gap first."""
+        self._beat.stop()
         found = sorted(zip(self._beat.gaps, self._beat.starved, strict=True), reverse=True)
         self._beat.deleteLater()
         self._starvation.close()
