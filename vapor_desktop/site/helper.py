@@ -148,7 +148,8 @@ def _start_nbd(
     argv += [] if bitmap == "-" else ["-B", bitmap]
     # Without force-share its lock would keep a VM that is started meanwhile from opening its own disk. Who reads
     # asks afterwards whether that happened (mover/stopped.py). A comma in an option's value is doubled.
-    options = f"driver={fmt},file.driver=file,file.filename={image.replace(',', ',,')},force-share=on"
+    protocol = "host_device" if Path(image).is_block_device() else "file"
+    options = f"driver={fmt},file.driver={protocol},file.filename={image.replace(',', ',,')},force-share=on"
     with tempfile.TemporaryFile() as stderr:  # not a pipe: nobody would empty it during a long export
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _LAUNCH, str(listener.fileno()), *argv, "--image-opts", options],
