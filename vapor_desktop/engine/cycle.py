@@ -358,10 +358,7 @@ class Cycle:
             streams=policy.streams,
             resume_incoming=plan.resume_incoming,
             deadline_s=self._deadline_s(policy) if plan.may_pause else None,
-            skip_if_empty=only_delta
-            and not plan.resume_incoming
-            and manifest.newest is not None
-            and not self._tpm_moved(manifest.newest.seq),
+            skip_if_empty=only_delta and not plan.resume_incoming and manifest.newest is not None,
             known_config=manifest.newest.config if manifest.newest else "",
         )
         hooks = c.hooks
@@ -374,12 +371,6 @@ class Cycle:
         change_s = bandwidth.until_change_s(policy, self._c.clock.now())
         longest_s = float(policy.job_longest_s)
         return longest_s if change_s is None else min(longest_s, max(change_s, JOB_LEAST_S))
-
-    def _tpm_moved(self, newest: int) -> bool:
-        """A TPM that changed is a change, though no disk was written: the newest point is not the VM any more."""
-        if self._tpm is None or self._tpm.digest is None:
-            return False
-        return self._c.target_api.point(self._vm, newest).tpm_digest != self._tpm.digest
 
     def _judge_tpm(self, after: Manifest, domain: DomainView) -> None:
         """Called not fully protected unless the newest point's TPM state would be used at the target."""
