@@ -12,6 +12,7 @@ from typing import Any
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
 from vapor_desktop.model.errors import InvalidRequest, NotFound, VaporError
+from vapor_desktop.model.operations import Operation, OperationKind, StepRow, StepState
 from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.rpo import health
 from vapor_desktop.model.sites import Protection, Site
@@ -137,6 +138,34 @@ RAW: dict[str, Any] = {
     "last_why": "A raw disk keeps no record of changes: each cycle reads all of it and sends what differs",
     "scrub_reached_bytes": 90 << 30, "scrub_passed_at": None, "replica_bytes": 610 << 30,
 }  # fmt: skip
+
+
+MIGRATION = (
+    StepRow(name="check", title="Look whether it would start at the target"),
+    StepRow(name="pre-sync", title="Sync while it runs, and compare both sides"),
+    StepRow(name="shut-down", title="Shut it down"),
+    StepRow(name="resume", title="Let it run at the target", no_return=True),
+    StepRow(name="settle", title="Tell the source whose it is"),
+)
+
+
+def migration(done: int = 1, now: datetime = NOW, **more: Any) -> Operation:
+    """A planned migration of db01 with so many steps done and the next one running."""
+    steps = []
+    for n, step in enumerate(MIGRATION):
+        began = now - timedelta(seconds=60 - 10 * n)
+        known: dict[str, Any] = {}
+        if n < done:
+            known = {"state": StepState.DONE, "started_at": began, "ended_at": began + timedelta(seconds=4)}
+        elif n == done:
+            known = {"state": StepState.RUNNING, "started_at": began, "note": "reading vda"}
+        steps.append(step.model_copy(update=known))
+    values: dict[str, Any] = {
+        "operation_id": "op-1", "kind": OperationKind.MIGRATION, "protection_id": "p-db01", "vm_uuid": "u-db01",
+        "vm_name": "db01", "reason": "new rack", "asked_by": "anna", "engine_id": "e-1",
+        "started_at": now - timedelta(seconds=60), "seen_at": now, "steps": tuple(steps),
+    }  # fmt: skip
+    return Operation(**(values | more))
 
 
 class FakeBackend:
@@ -293,6 +322,30 @@ class FakeBackend:
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         self._take("failover", protection_id, seq, reason)
         return 1.8
+
+    def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]:
+        self._take("operation_steps", kind)
+        return MIGRATION
+
+    def begin_operation(
+        self, kind: OperationKind, protection_id: str, args: Mapping[str, object], reason: str
+    ) -> str:
+        self._take("begin_operation", kind, protection_id, dict(args), reason)
+        return "op-1"
+
+    def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]:
+        self._take("operations")
+        return self.shot.operations
+
+    def operation(self, operation_id: str) -> Operation:
+        self._take("operation", operation_id)
+        return next(o for o in self.shot.operations if o.operation_id == operation_id)
+
+    def answer_question(self, operation_id: str, question_id: str, choice: str) -> None:
+        self._take("answer_question", operation_id, question_id, choice)
+
+    def cancel_operation(self, operation_id: str) -> None:
+        self._take("cancel_operation", operation_id)
 
     def points(self, protection_id: str) -> Sequence[PointRow]:
         self._take("points", protection_id)

@@ -13,12 +13,14 @@ from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.edit_dialog import EditDialog
 from vapor_desktop.gui.error_box import show_error
 from vapor_desktop.gui.failover_sheet import FailoverSheet
+from vapor_desktop.gui.migrate_sheet import MigrateSheet
 from vapor_desktop.gui.pair_wizard import PairWizard
 from vapor_desktop.gui.protect_wizard import ProtectWizard
 from vapor_desktop.gui.protection_columns import Row
 from vapor_desktop.gui.seed_dialog import SeedDialog
 from vapor_desktop.gui.typed_confirm import TypedConfirm
 from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.view import SiteStatus, Snapshot, Task
 from vapor_desktop.model.wire import Progress, SeedState
 
@@ -37,9 +39,11 @@ class Commands(QObject):
 
     Signals:
         opened: show the VM of this protection id.
+        begun: the id of an operation that was begun here.
     """
 
     opened = Signal(str)
+    begun = Signal(str)
 
     def __init__(self, context: Context, window: QWidget) -> None:
         super().__init__(window)
@@ -66,6 +70,8 @@ class Commands(QObject):
             self.unprotect(rows[0])
         elif verb == "failover" and rows:
             self.failover(rows[0])
+        elif verb == "migrate" and rows:
+            self.migrate(rows[0])
         elif verb == "edit" and rows:
             self._open(EditDialog(self._context, rows[0].key, rows[0].name, self._window))
         elif verb == "seed" and rows:
@@ -124,6 +130,22 @@ class Commands(QObject):
         def run() -> None:
             decided = partial(backend.failover, row.key, sheet.seq, sheet.why)
             self._context.errands.run(title, decided, subject=row.key)
+
+        sheet.accepted.connect(run)
+        self._open(sheet)
+
+    def migrate(self, row: Row) -> None:
+        """The migration sheet, then the operation."""
+        if row.status is None:
+            return
+        sheet = MigrateSheet(self._context, row.name, row.status.source_name, row.status.target_name, self._window)
+        backend = self._context.backend
+        title = f"Begin to migrate {row.name} to {row.status.target_name}"
+
+        def run() -> None:
+            args = {"shutdown_s": sheet.shutdown_s}
+            begin = partial(backend.begin_operation, OperationKind.MIGRATION, row.key, args, sheet.why)
+            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
 
         sheet.accepted.connect(run)
         self._open(sheet)

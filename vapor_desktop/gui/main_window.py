@@ -149,7 +149,7 @@ class MainWindow(QMainWindow):
             [self.verbs[key] for key in ("open", "protect", "edit", "seed", "sync", "pause", "resume", "unprotect")]
         )
         recovery = bar.addMenu("&Recovery")
-        recovery.addAction(self.verbs["failover"])
+        recovery.addActions([self.verbs["migrate"], self.verbs["failover"]])
         self._build_tool_bar()
 
     def _build_tool_bar(self) -> None:
@@ -164,7 +164,7 @@ class MainWindow(QMainWindow):
         gap.setMinimumWidth(60)
         tools.addWidget(gap)
         tools.addSeparator()
-        tools.addAction(self.verbs["failover"])
+        tools.addActions([self.verbs["migrate"], self.verbs["failover"]])
         self.tools = tools
         self.addToolBar(tools)
 

@@ -57,6 +57,20 @@ def no_failover(row: Row) -> str:
     return "" if row.status.point_count else f"{row.name} has no recovery point yet"
 
 
+def no_migrate(row: Row) -> str:
+    """Why it cannot be migrated."""
+    if row.status is None:
+        return _protected(row)
+    phase = row.status.protection.phase
+    if phase in _GONE_OVER:
+        return f"{row.name} has failed over"
+    if phase is Phase.SOURCE_UNREACHABLE:
+        return f"{row.status.source_name} does not answer; without it there is only failing over"
+    if phase in {Phase.MIGRATING, Phase.REPROTECTING, Phase.SPLIT_BRAIN_RISK, Phase.SPLIT_BRAIN}:
+        return f"{row.name} is in the phase {phase.value}"
+    return "" if row.status.point_count else f"{row.name} has no recovery point yet"
+
+
 def no_seed(row: Row) -> str:
     """Why its first copy cannot be seeded. (Which disks can, the dialog tells.)"""
     if row.status is None:
@@ -92,6 +106,9 @@ _SPECS = (
     _Spec("pause", "Pa&use", "pause", "Stop replicating until resumed", no_pause),
     _Spec("resume", "&Resume", "resume", "Replicate again", no_resume),
     _Spec("unprotect", "U&nprotect…", "unprotect", "Stop protecting", _protected, "Del", single=True),
+    _Spec(
+        "migrate", "&Migrate…", "migrate", "Move the VM to the other site, losing nothing", no_migrate, single=True
+    ),
     _Spec("failover", "&Fail over…", "failover", "Start the VM at the other site", no_failover, single=True),
 )
 

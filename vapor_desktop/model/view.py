@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, time
 
 from vapor_desktop.model.errors import SiteUnreachable
+from vapor_desktop.model.operations import Operation
 from vapor_desktop.model.policy import BandwidthWindow, Mappings, Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import RpoHealth, Severity
@@ -214,6 +215,7 @@ class Snapshot:
     banners: tuple[Banner, ...] = ()
     alerts: tuple[Alert, ...] = ()
     tasks: tuple[Task, ...] = ()
+    operations: tuple[Operation, ...] = ()  # newest first: the open ones and the last few
     demo: bool = False
     trouble: str | None = None  # e.g. the keyring is locked
 
