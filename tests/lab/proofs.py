@@ -18,8 +18,9 @@ from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.lab import Site
 from vapor_desktop.lab.processes import LabFailed, innermost_pid, wait_until
 from vapor_desktop.lab.stage import Stage
-from vapor_desktop.model.errors import Fate, VaporError
+from vapor_desktop.model.errors import Fate, NotFound, VaporError
 from vapor_desktop.model.policy import Policy
+from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.view import SettingsEdit
 from vapor_desktop.model.wire import Progress, ReplicaView
 
@@ -67,16 +68,29 @@ def judged(site: Site, files: Sequence[str]) -> DiaryReport:
 # --- a quiet moment ----------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def quiet(stage: Stage) -> Iterator[None]:
-    """Between cycles: those that run come to their own end, and none is due until it is left."""
+    """Between cycles: none is due until it is left, and what an edit stopped in the middle is a point."""
     due = {r.key: r.protection.policy.rpo_target_s for r in stage.backend.snapshot().protections}
     for key in due:
         edit(stage, key, rpo_target_s=NEVER_DUE_S)
     try:
         wait_until(lambda: not running(stage), "the end of the cycles", timeout_s=120, every_s=0.05)
+        for row in stage.backend.snapshot().protections:
+            if stage.program is not None and stage.program.engine.active and _unfinished(stage, row.protection):
+                stage.backend.sync_now(row.key, wait=True)
+        wait_until(lambda: not running(stage), "the retention after them", timeout_s=60, every_s=0.05)
         yield
     finally:
         for key, rpo_target_s in due.items():
             edit(stage, key, rpo_target_s=rpo_target_s)
+
+
+def _unfinished(stage: Stage, protection: Protection) -> bool:
+    assert stage.program is not None
+    api = stage.program.engine.gateway.api(stage.backend._site(protection.target_site))
+    try:
+        return api.replica(protection.vm_uuid).incoming is not None
+    except NotFound:
+        return False
 
 
 def running(stage: Stage) -> bool:

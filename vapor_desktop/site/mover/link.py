@@ -25,7 +25,7 @@ STDERR_TAIL_BYTES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a link ended. ``never_reached``: what to raise if no transfer had been served on it."""
+    """Why a link ended. ``never_reached``: what to raise if the receiver had said nothing on it."""
 
     words: str = ""
     never_reached: VaporError | None = None

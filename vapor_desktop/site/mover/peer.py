@@ -38,6 +38,7 @@ class PeerSession:
         self.durable_bytes = 0
         self.usable = True
         self.used = False  # has served a transfer before
+        self._reached = False  # the receiver has said something: an end from now on is an interruption
         self._reader = threading.Thread(target=self._listen, name="peer-replies", daemon=True)
         self._reader.start()
 
@@ -108,6 +109,7 @@ class PeerSession:
         reader = FrameReader(self._socket.fileno())
         try:
             while (frame := reader.next()) is not None:
+                self._reached = True
                 if frame.header.kind is Kind.ACK:
                     self.durable_bytes = int(protocol.decode_json(frame.meta)["durable_bytes"])
                 elif frame.header.kind is Kind.ERROR:
@@ -141,7 +143,7 @@ class PeerSession:
         if self.error is not None:
             return self.error
         ending = self._link.ending()
-        if ending.never_reached is not None and not self.used:
+        if ending.never_reached is not None and not self._reached:
             return ending.never_reached
         return TransferInterrupted(error.what, why=ending.words or error.why, **ending.details)
 
