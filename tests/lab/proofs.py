@@ -334,7 +334,7 @@ def assert_same_disk(source: Path, site: Site, image: str) -> None:
     raw = f"{guests.IMAGES}/.compare.raw"
     site.exec(["qemu-img", "convert", "-U", "-O", "raw", image, raw])
     try:
-        asked = ["qemu-img", "compare", "-U", "-f", "raw", "-F", "qcow2", site.path(raw), source]
+        asked = ["qemu-img", "compare", "-U", "-f", "raw", "-F", "qcow2", str(site.path(raw)), str(source)]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
