@@ -133,7 +133,7 @@ class Bench:
     def fill(self, incoming: Incoming) -> None:
         for disk in self.source.disks:
             incoming.want(disk, self.source.dirty[disk])
-            self.send(incoming, disk, incoming.needed(disk))
+            self.send(incoming, disk, incoming.needed(disk).runs())
 
     def keep(self) -> None:
         """An unfinished point that was agreed on and of which nothing has arrived."""

@@ -14,10 +14,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vapor_desktop.model.blockmap import BlockMap
 from vapor_desktop.model.errors import FrameCorrupt, ProtocolError, TransferInterrupted, VaporError
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent, align, normalise, subtract, union
 from vapor_desktop.site.mover import protocol
-from vapor_desktop.site.mover.blockmap import BlockMap
 from vapor_desktop.site.mover.channel import FrameReader, FrameWriter
 from vapor_desktop.site.mover.compressor import CHEAP_LEVEL, LEVEL, PROBE_EVERY, Compressor, Judge
 from vapor_desktop.site.mover.digests import DIGEST_BYTES, block_digests, differing, split_zero, zero_digests

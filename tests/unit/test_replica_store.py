@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -98,9 +99,9 @@ def test_an_incomplete_point_is_not_published(bench: Bench) -> None:
             bench.publish(incoming)
         bench.fill(incoming)
         incoming.want("vda", [Extent(0, 512)])
-        assert incoming.needed("vda") == []
+        assert not incoming.needed("vda")
         incoming.rebase_checkpoint("cp-2", {"vda": [Extent(70_000, 10)], "vdb": []})
-        assert incoming.needed("vda") == [Extent(65536, 65536)]
+        assert list(incoming.needed("vda").runs()) == [Extent(65536, 65536)]
         with pytest.raises(ProtocolError):
             bench.publish(incoming)
     assert bench.manifest.points == ()
@@ -112,7 +113,7 @@ def test_blocks_without_digests_are_not_published(bench: Bench) -> None:
     with bench.open() as incoming:
         for disk in bench.source.disks:
             incoming.want(disk, bench.source.dirty[disk])
-            incoming.mark_received(disk, incoming.needed(disk))
+            incoming.mark_received(disk, incoming.needed(disk).runs())
         with pytest.raises(ProtocolError, match="digests"):
             bench.publish(incoming)
 
@@ -124,9 +125,9 @@ def test_resume_by_the_same_job(bench: Bench) -> None:
     with bench.open(resume=True, seq=1) as incoming:
         assert incoming.resumed
         assert incoming.checkpoint == "cp-1"
-        assert incoming.needed("vda") == [Extent(3 * MIB, 5 * MIB)]
+        assert list(incoming.needed("vda").runs()) == [Extent(3 * MIB, 5 * MIB)]
         for disk in bench.source.disks:
-            bench.send(incoming, disk, incoming.needed(disk))
+            bench.send(incoming, disk, incoming.needed(disk).runs())
         bench.publish(incoming)
     bench.check()
 
@@ -148,10 +149,10 @@ def test_resume_by_a_later_job_twice_interrupted(bench: Bench) -> None:
             assert incoming.resumed
             assert incoming.seq == turn
             incoming.rebase_checkpoint(f"cp-{turn}", bench.source.dirty)
-            needed = incoming.needed("vda")
+            needed = list(incoming.needed("vda").runs())
             bench.send(incoming, "vda", needed if turn == 4 else needed[: len(needed) // 2])
             if turn == 4:
-                bench.send(incoming, "vdb", incoming.needed("vdb"))
+                bench.send(incoming, "vdb", incoming.needed("vdb").runs())
                 bench.publish(incoming)
     bench.check()
     assert [p.seq for p in bench.manifest.points] == [4]
@@ -201,7 +202,7 @@ def test_a_second_receiver_revokes_the_first(bench: Bench, monkeypatch: pytest.M
         first.mark_received("vda", [Extent(0, 65536)])
     first.close()
     with bench.open(resume=True) as second:
-        assert second.received("vda") == []
+        assert not second.received("vda")
 
 
 def test_grown_disk_and_added_disk(bench: Bench) -> None:
@@ -400,3 +401,21 @@ def test_a_view_tells_what_each_disk_takes_up(bench: Bench) -> None:
     assert sum(view.disk_bytes.values()) == sum(f.stat().st_blocks * 512 for f in layout.iterdir())
     bench.open().close()
     assert sum(bench.store.view(VM).disk_bytes.values()) > sum(view.disk_bytes.values())
+
+
+def test_a_badly_fragmented_disk_costs_little_memory(bench: Bench) -> None:
+    """200,000 scattered changes on 32 GiB. As lists of extents each set of them took some 30 MB."""
+    size, step = 32 << 30, 160 << 10
+    scattered = [Extent(at, 4096) for at in range(0, size, step)]
+    with bench.store.open_incoming(VM, bench.grant(), 1, {"vda": (size, DiskMode.FULL)}, "cp-1", False) as incoming:
+        tracemalloc.start()
+        try:
+            incoming.want("vda", scattered)
+            incoming.mark_received("vda", (Extent(e.offset // 65536 * 65536, 65536) for e in scattered[::2]))
+            left = incoming.needed("vda").total_bytes()
+            incoming.rebase_checkpoint("cp-2", {"vda": scattered})
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert left > 0
+    assert peak < 24 << 20

@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from vapor_desktop.model.blockmap import BlockMap
 from vapor_desktop.model.errors import TransferCancelled
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent, chunks
-from vapor_desktop.site.mover.blockmap import BlockMap
 from vapor_desktop.site.mover.compressor import Compressor, Judge
 from vapor_desktop.site.mover.digests import DIGEST_BYTES, block_digests, differing, zero_digests
 from vapor_desktop.site.mover.nbd_source import Export

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,8 +176,7 @@ class Session:
 
     def _needed(self, reception: Reception, _frame: Frame) -> None:
         for disk, extents in reception.needs():
-            for at in range(0, len(extents), protocol.EXTENTS_A_FRAME):
-                part = protocol.pack_extents(extents[at : at + protocol.EXTENTS_A_FRAME])
+            while part := protocol.pack_extents(islice(extents, protocol.EXTENTS_A_FRAME)):
                 self._writer.send(protocol.encode(Kind.NEED, part, disk=disk))
         self._json(Kind.NEEDED, {})
 

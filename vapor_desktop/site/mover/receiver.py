@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import nbd
 
+from vapor_desktop.model.blockmap import BlockMap
 from vapor_desktop.model.errors import (
     Conflict,
     NotAllowed,
@@ -52,7 +54,7 @@ class Reception:
         self._check_peer(peer_site)
         self._incoming = _open(store, request)
         self.blobs: dict[str, bytes] = {}
-        self._wanted: dict[int, list[Extent]] = {}
+        self._wanted = {i: BlockMap(d.size_bytes) for i, d in enumerate(request.disks)}
         self._exports: dict[int, Target] = {}
         self._exports_lock = threading.Lock()
         self._flush: dict[int, Any] = {}
@@ -104,19 +106,20 @@ class Reception:
     def want(self, disk: int, extents: list[Extent]) -> None:
         """One WANT frame."""
         self._disk(disk)
-        self._wanted.setdefault(disk, []).extend(extents)
+        self._wanted[disk].add(extents)
 
-    def needs(self) -> Iterator[tuple[int, list[Extent]]]:
+    def needs(self) -> Iterator[tuple[int, Iterator[Extent]]]:
         """After the last WANT: record it durably, then (disk, what is still to be sent)."""
-        wanted = {d.target: normalise(self._wanted.get(i, ())) for i, d in enumerate(self.request.disks)}
+        disks = self.request.disks
         if self.rebase:
-            self._incoming.rebase_checkpoint(self.request.checkpoint, wanted)
+            dirty = {d.target: self._wanted[i].runs() for i, d in enumerate(disks)}
+            self._incoming.rebase_checkpoint(self.request.checkpoint, dirty)
         else:
-            for target, extents in wanted.items():
-                self._incoming.want(target, extents)
-        self._wanted.clear()
-        for i, disk in enumerate(self.request.disks):
-            yield i, self._incoming.needed(disk.target)
+            for i, disk in enumerate(disks):
+                self._incoming.want(disk.target, self._wanted[i].runs())
+        self._wanted = {i: BlockMap(d.size_bytes) for i, d in enumerate(disks)}
+        for i, disk in enumerate(disks):
+            yield i, self._incoming.needed(disk.target).runs()
 
     def table(self, disk: int, within: Extent) -> bytes:
         """Digests of what a reader of this point would see now in ``within``; unknown is zero bytes."""
@@ -207,7 +210,9 @@ class Reception:
         """Everything written, flushed and closed: publish. Raises StaleLease, EpochMoved, ParentMoved, …"""
         self._finish()
         if not self._incoming.complete():
-            missing = {d: [tuple(e) for e in self._incoming.needed(d)[:5]] for d in self._incoming.sizes}
+            missing = {
+                d: [tuple(e) for e in islice(self._incoming.needed(d).runs(), 5)] for d in self._incoming.sizes
+            }
             raise TransferInterrupted("The point is not complete; what is durable is kept", missing=missing)
         self._let_go_of_files()
         disks = [

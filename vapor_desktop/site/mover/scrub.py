@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vapor_desktop.model.blockmap import BlockMap
 from vapor_desktop.model.errors import ProtocolError, TransferCancelled, VaporError
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent, align
 from vapor_desktop.model.wire import DiskTransfer, Scrubbed, ScrubSlice
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.leases import vm_file_name
 from vapor_desktop.site.mover import protocol
-from vapor_desktop.site.mover.blockmap import BlockMap
 from vapor_desktop.site.mover.digests import DIGEST_BYTES, UNKNOWN
 from vapor_desktop.site.mover.peer import PeerPool, PeerSession
 from vapor_desktop.site.mover.protocol import TABLE_BYTES, Kind

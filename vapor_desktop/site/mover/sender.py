@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vapor_desktop.model.blockmap import BlockMap
 from vapor_desktop.model.errors import InvalidRequest, TransferCancelled, TransferInterrupted, VaporError
 from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.manifest import DiskMode, Manifest, config_of_point
@@ -18,7 +19,6 @@ from vapor_desktop.model.wire import DiskTransfer, Progress, Transfer, Transferr
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.leases import vm_file_name
 from vapor_desktop.site.mover import protocol
-from vapor_desktop.site.mover.blockmap import BlockMap
 from vapor_desktop.site.mover.disk_run import DiskRun, raise_cause, run_all
 from vapor_desktop.site.mover.nbd_source import Export
 from vapor_desktop.site.mover.peer import PeerPool, PeerSession

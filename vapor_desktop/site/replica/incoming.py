@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from vapor_desktop.model.blockmap import BlockMap
 from vapor_desktop.model.errors import InvalidRequest, StaleLease
-from vapor_desktop.model.extents import BLOCK_BYTES, Extent, align, chunks, normalise, subtract, total, union
+from vapor_desktop.model.extents import BLOCK_BYTES, Extent, chunks
 from vapor_desktop.model.manifest import DiskMode
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica import steps
@@ -134,20 +135,27 @@ class Incoming:
         """Add to what must be received (grown to whole blocks); durable."""
         self.check_held()
         with self._unless_gone():
-            self._map(disk, "want").append(align(extents, self.disk(disk).size_bytes))
+            self._map(disk, "want").append(self._blocks(disk, extents).runs())
 
-    def wanted(self, disk: str) -> list[Extent] | None:
+    def _blocks(self, disk: str, extents: Iterable[Extent] = ()) -> BlockMap:
+        """The blocks that the extents touch."""
+        blocks = BlockMap(self.disk(disk).size_bytes)
+        blocks.add(extents)
+        return blocks
+
+    def wanted(self, disk: str) -> BlockMap | None:
         """What must be received; None: ``want`` was never called."""
-        return self._map(disk, "want").read()
+        return self._map(disk, "want").read(self.disk(disk).size_bytes)
 
-    def received(self, disk: str) -> list[Extent]:
+    def received(self, disk: str) -> BlockMap:
         """What is durable."""
-        return self._map(disk, "map").read() or []
+        return self._map(disk, "map").read(self.disk(disk).size_bytes) or self._blocks(disk)
 
-    def needed(self, disk: str, full_wanted: Iterable[Extent] = ()) -> list[Extent]:
-        """(wanted united with ``full_wanted``) minus received."""
-        wanted = union(self.wanted(disk) or [], align(full_wanted, self.disk(disk).size_bytes))
-        return subtract(wanted, self.received(disk))
+    def needed(self, disk: str) -> BlockMap:
+        """Wanted minus received."""
+        left = self.wanted(disk) or self._blocks(disk)
+        left.remove(self.received(disk).runs())
+        return left
 
     def mark_received(self, disk: str, extents: Iterable[Extent]) -> None:
         """Record extents as durable: call it after the NBD flush. Syncs the digests put so far first."""
@@ -157,7 +165,7 @@ class Incoming:
                 self._updates(disk).sync()
                 self._touched.discard(disk)
             steps.reached("mark-received")
-            self._map(disk, "map").append(normalise(extents))
+            self._map(disk, "map").append(extents)
 
     def rebase_checkpoint(self, checkpoint: str | None, dirty: Mapping[str, Iterable[Extent]]) -> None:
         """The incoming now belongs to the moment of ``checkpoint``: ``dirty`` is wanted again. One atomic step.
@@ -170,10 +178,12 @@ class Incoming:
         after = self._record.model_copy(update={"checkpoint": checkpoint, "maps": self._record.maps + 1})
         with self._unless_gone():
             for disk, extents in dirty.items():
-                again = align(extents, self.disk(disk).size_bytes)
-                old_wanted, old_received = self.wanted(disk), self.received(disk)
-                ExtentMap(self._named(after, disk, "want")).replace(union(old_wanted or [], again))
-                ExtentMap(self._named(after, disk, "map")).replace(subtract(old_received, again))
+                again = self._blocks(disk, extents)
+                wanted, received = self.wanted(disk) or self._blocks(disk), self.received(disk)
+                wanted.add(again.runs())
+                received.remove(again.runs())
+                ExtentMap(self._named(after, disk, "want")).replace(wanted.runs())
+                ExtentMap(self._named(after, disk, "map")).replace(received.runs())
         steps.reached("rebase-maps")
         self._save(after)
 
@@ -192,7 +202,7 @@ class Incoming:
 
     def received_bytes(self) -> dict[str, int]:
         """Durable bytes per disk."""
-        return {disk: total(self.received(disk)) for disk in self._record.disks}
+        return {disk: self.received(disk).total_bytes() for disk in self._record.disks}
 
     def put_digests(self, disk: str, first_block: int, digests: bytes) -> None:
         """16 bytes for each written 64 KiB block. Durable with the next ``mark_received``."""
@@ -221,16 +231,20 @@ class Incoming:
         """Digests of what the parent does not have and nobody wanted: it reads as zeroes."""
         info = self.disk(disk)
         start = 0 if info.base is None else info.base_size_bytes
-        fresh = [Extent(start, max(0, info.size_bytes - start))]
-        for hole in subtract(fresh, align(self.wanted(disk) or [], info.size_bytes)):
-            first = -(-hole.offset // BLOCK_BYTES)
+        fresh = BlockMap(info.size_bytes)
+        fresh.add_whole([Extent(start, max(0, info.size_bytes - start))])
+        wanted = self.wanted(disk)
+        if wanted is not None:
+            fresh.remove(wanted.runs())
+        for hole in fresh.runs():
+            first = hole.offset // BLOCK_BYTES
             self.put_zero_digests(disk, first, block_count(hole.end) - first)
         self._updates(disk).sync()
 
     def digests_cover(self, disk: str) -> bool:
         """Whether every wanted block has got its digest here."""
         updates = self._updates(disk)
-        for part in chunks(align(self.wanted(disk) or [], self.disk(disk).size_bytes), _CHECK_BYTES):
+        for part in chunks((self.wanted(disk) or self._blocks(disk)).runs(), _CHECK_BYTES):
             count = block_count(part.length)
             if updates.read(part.offset // BLOCK_BYTES, count).find(UNKNOWN) >= 0:
                 return False

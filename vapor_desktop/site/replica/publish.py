@@ -111,7 +111,7 @@ def _check_ready(incoming: Incoming, disks: Sequence[PointDisk]) -> None:
     if {d.target: d.size_bytes for d in disks} != incoming.sizes or len(disks) != len(incoming.sizes):
         raise InvalidRequest("The point's disks are not those of the incoming data")
     if not incoming.complete():
-        left = {d.target: len(incoming.needed(d.target)) for d in disks}
+        left = {d.target: incoming.needed(d.target).total_bytes() for d in disks}
         raise ProtocolError("Not everything that the point needs has been received", details=left)
     for disk in disks:
         info = incoming.disk(disk.target)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from vapor_desktop.model.extents import Extent, normalise
+from vapor_desktop.model.blockmap import BlockMap
+from vapor_desktop.model.extents import Extent
 from vapor_desktop.model.manifest import DiskMode, Epoch
 from vapor_desktop.model.policy import Value
 from vapor_desktop.site.replica.files import open_made, write_durable
@@ -18,6 +20,7 @@ from vapor_desktop.site.replica.layout import Layout, numbered
 RECORD = "incoming.json"
 BUSY = ".busy"
 _PAIR = struct.Struct(">QQ")
+_PIECE_BYTES = 1 << 20  # a multiple of a record
 
 
 class IncomingDisk(Value):
@@ -77,19 +80,25 @@ def agreed(directory: Path, record: IncomingRecord) -> bool:
 
 
 class ExtentMap:
-    """A set of extents in an append-only file of 16-byte records; a torn record at the end is not there."""
+    """A set of extents in an append-only file of 16-byte records; a torn record at the end is not there.
+
+    Read into a map of blocks and written from an iterator: a fragmented disk has millions of them.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self) -> list[Extent] | None:
-        """None: never written."""
+    def read(self, size_bytes: int) -> BlockMap | None:
+        """The blocks of a disk of ``size_bytes`` that its extents cover whole. None: never written."""
+        found = BlockMap(size_bytes)
         try:
-            raw = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                while raw := file.read(_PIECE_BYTES):
+                    whole = len(raw) - len(raw) % _PAIR.size
+                    found.add_whole(Extent(*pair) for pair in _PAIR.iter_unpack(raw[:whole]))
         except FileNotFoundError:
             return None
-        whole = len(raw) - len(raw) % _PAIR.size
-        return normalise(Extent(*pair) for pair in _PAIR.iter_unpack(raw[:whole]))
+        return found
 
     def append(self, extents: Iterable[Extent]) -> None:
         """Add, durably."""
@@ -98,13 +107,21 @@ class ExtentMap:
             torn = os.fstat(fd).st_size % _PAIR.size
             if torn:
                 os.ftruncate(fd, os.fstat(fd).st_size - torn)
-            raw = b"".join(_PAIR.pack(*e) for e in extents)
-            while raw:
-                raw = raw[os.write(fd, raw) :]
+            for piece in _packed(extents):
+                raw = memoryview(piece)
+                while raw:
+                    raw = raw[os.write(fd, raw) :]
             os.fsync(fd)
         finally:
             os.close(fd)
 
     def replace(self, extents: Iterable[Extent]) -> None:
         """The whole set anew, durably."""
-        write_durable(self._path, b"".join(_PAIR.pack(*e) for e in normalise(extents)))
+        write_durable(self._path, b"".join(_packed(extents)))
+
+
+def _packed(extents: Iterable[Extent]) -> Iterator[bytes]:
+    """Records, about 1 MiB at a time."""
+    rest = iter(extents)
+    while piece := b"".join(_PAIR.pack(*e) for e in islice(rest, _PIECE_BYTES // _PAIR.size)):
+        yield piece

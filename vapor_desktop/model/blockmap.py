@@ -25,13 +25,20 @@ class BlockMap:
             if last > first:
                 self._map[first:last] = b"\1" * (last - first)
 
+    def add_whole(self, extents: Iterable[Extent]) -> None:
+        """Every block that an extent covers whole (the disk's short last block counts as whole)."""
+        self._set(extents, b"\1")
+
     def remove(self, extents: Iterable[Extent]) -> None:
         """Every block that an extent covers whole (the disk's short last block counts as whole)."""
+        self._set(extents, b"\0")
+
+    def _set(self, extents: Iterable[Extent], value: bytes) -> None:
         for e in extents:
             first = -(-e.offset // BLOCK_BYTES)
             last = self._blocks if e.end >= self.size_bytes else e.end // BLOCK_BYTES
             if last > first:
-                self._map[first:last] = b"\0" * (last - first)
+                self._map[first:last] = value * (last - first)
 
     def runs(self, start: int = 0) -> Iterator[Extent]:
         """The set as extents, ascending, clipped to the disk. Safe only while nobody changes it."""
@@ -42,6 +49,12 @@ class BlockMap:
             begin = first * BLOCK_BYTES
             yield Extent(begin, min(last * BLOCK_BYTES, self.size_bytes) - begin)
             at = last
+
+    def copy(self) -> BlockMap:
+        """The same set, apart."""
+        twin = BlockMap(0)
+        twin.size_bytes, twin._blocks, twin._map = self.size_bytes, self._blocks, bytearray(self._map)
+        return twin
 
     def total_bytes(self) -> int:
         """How many bytes of the disk are in it."""
