@@ -50,6 +50,7 @@ EXAMPLES: list[Value] = [
         qemu_version="10.0", now=NOON, boot_id="x", replica_root="/r",
     ),
     wire.PointDomain(domain_xml="<domain/>", disks=("vda",), nvram=True),
+    wire.GiveBackRequest(fence=3, new_epoch=Epoch(number=4, owner="a"), run_epoch=3, reason="undone"),
     wire.ScratchSpace(path="/s", free_bytes=BIG, reserve_bytes=1 << 30, at=NOON),
     wire.TokenExchange(console_name="desk", console_id="c"),
     wire.ConsoleToken(token="t", token_id="i", scope=wire.Scope.OPERATE, expires_at=None),
