@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from fake_backend import status, world
+from fake_backend import migration, status, world
 
-from vapor_desktop.model.operations import OperationKind
+from vapor_desktop.model.operations import Choice, Operation, OperationKind, OperationState, Question
 from vapor_desktop.model.states import Phase
 
 
@@ -52,3 +53,84 @@ def test_migrate_says_why_not(console, more: dict[str, object], why: str) -> Non
     window.open_vm("p-odd")
     assert not window.verbs["migrate"].isEnabled()
     assert why in window.verbs["migrate"].toolTip()
+
+
+def shows(console, *operations: Operation) -> None:  # type: ignore[no-untyped-def]
+    console.backend.shot = replace(console.backend.shot, operations=operations)
+
+
+def asking(**more: object) -> Operation:
+    now = datetime.now(UTC)
+    choices = (Choice(key="wait", text="Wait longer"), Choice(key="undo", text="Undo all of it"))
+    asked = Question(question_id="shut-down/0", text="It did not shut down", choices=choices, asked_at=now)
+    return migration(2, now, version=3, state=OperationState.WAITING, question=asked, **more)
+
+
+def test_an_operation_is_seen_live(console) -> None:  # type: ignore[no-untyped-def]
+    shows(console, migration(1, datetime.now(UTC), version=1))
+    window = console.shown()
+    window.open_operation("op-1")
+    tab = window.activity.operations
+    assert window.pages.currentWidget() is window.activity
+    console.until(lambda: tab.steps.rowCount() == 5)
+    cells = [tab.model.index(0, n).data() for n in (0, 1, 2, 5)]
+    assert cells == ["Planned migration", "db01", "running", "new rack"]
+
+    def column(n: int) -> list[str]:
+        return [tab.steps.index(row, n).data() for row in range(5)]
+
+    assert column(1) == ["done", "running", "pending", "pending", "pending"]
+    assert column(2)[0] == "4 s"
+    assert column(3) == ["", "", "", "no undo after this", ""]
+    assert column(4)[1] == "reading vda"
+    shows(console, migration(3, datetime.now(UTC), version=2))
+    console.until(lambda: column(1) == ["done", "done", "done", "running", "pending"])
+    assert tab.undo.isEnabled()
+    shows(console, migration(4, datetime.now(UTC), version=3))
+    console.until(lambda: not tab.undo.isEnabled())
+    assert "point of no return" in tab.undo.toolTip()
+
+
+def test_a_begun_migration_is_shown_as_soon_as_it_is_known(console) -> None:  # type: ignore[no-untyped-def]
+    window = console.shown()
+    window.commands.begun.emit("op-1")
+    assert window.pages.currentWidget() is window.activity
+    newer = migration(0, datetime.now(UTC), operation_id="op-2")
+    shows(console, newer, migration(1))
+    tab = window.activity.operations
+    console.until(lambda: tab.table.chosen_row() == 1)
+    assert tab.model.record(1).operation_id == "op-1"
+
+
+def test_a_question_is_a_banner_and_is_answered_by_its_button(console) -> None:  # type: ignore[no-untyped-def]
+    shows(console, asking())
+    window = console.shown()
+    console.until(lambda: window.banners.texts() == ["db01: planned migration asks: It did not shut down"])
+    window.banners.acted.emit(window.banners._banners[0])
+    tab = window.activity.operations
+    assert window.pages.currentWidget() is window.activity
+    assert tab.asked.isVisible()
+    assert "It did not shut down" in tab.question.text()
+    assert [button.text() for button in tab.choices] == ["Wait longer", "Undo all of it"]
+    tab.choices[0].click()
+    assert not any(button.isEnabled() for button in tab.choices)
+    console.until(lambda: console.asked("answer_question") == [("op-1", "shut-down/0", "wait")])
+    shows(console, asking(answers={"shut-down/0": "wait"}))
+    console.until(lambda: window.banners.texts() == [])
+    assert not tab.asked.isVisible()
+
+
+def test_undo_is_confirmed_first(console) -> None:  # type: ignore[no-untyped-def]
+    shows(console, migration(1, datetime.now(UTC)))
+    window = console.shown()
+    window.open_operation("op-1")
+    tab = window.activity.operations
+    console.until(tab.undo.isEnabled)
+    for press in ("&Let it go on", "&Undo it"):
+        tab.undo.click()
+        box = window.commands.dialog
+        assert "Undo the planned migration of db01" in box.text()
+        assert console.asked("cancel_operation") == []
+        next(b for b in box.buttons() if b.text() == press).click()
+    console.until(lambda: console.asked("cancel_operation") == [("op-1",)])
+    assert "MainThread" not in console.backend.threads

@@ -54,6 +54,7 @@ VERB_DEADLINE_S = 120.0
 TAKEN_WITHIN_S = 30.0
 SYNC_DEADLINE_S = 3600.0
 LOW_SPACE = 0.1
+LATEST_OPERATIONS = 20
 
 
 _DEMO = (
@@ -100,8 +101,15 @@ class EngineBackend:
             banners=(*_DEMO[: int(self._demo)], *_banners(rows, where), *_site_banners(site_rows)),
             alerts=alerts,
             tasks=_tasks(rows),
+            operations=self._latest_operations(),
             demo=self._demo,
         )
+
+    def _latest_operations(self) -> tuple[Operation, ...]:
+        """Every open one, and the last few."""
+        latest = self._repository.operations(limit=LATEST_OPERATIONS)
+        found = {o.operation_id: o for o in (*self._repository.operations(open_only=True), *latest)}
+        return tuple(sorted(found.values(), key=lambda o: o.started_at, reverse=True))
 
     def points(self, protection_id: str) -> Sequence[PointRow]:
         """Cached recovery points, oldest first."""

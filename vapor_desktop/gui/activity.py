@@ -14,6 +14,7 @@ from vapor_desktop.gui import words
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.icons import SEVERITY_ICONS, SEVERITY_WORDS, icon
 from vapor_desktop.gui.keyed_table import Field, RecordModel
+from vapor_desktop.gui.operations_tab import OperationsTab
 from vapor_desktop.gui.record_table import RecordTable
 from vapor_desktop.gui.theme import Theme
 from vapor_desktop.model.errors import VaporError
@@ -135,7 +136,7 @@ def _closed(alert: Alert) -> str:
 
 
 class ActivityPage(QWidget):
-    """Alerts and what happened, newest first."""
+    """Operations, alerts and what happened, newest first."""
 
     def __init__(self, context: Context, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -147,10 +148,13 @@ class ActivityPage(QWidget):
         )
         self.state = QLabel("Reading…", self)
         self.state.setWordWrap(True)
-        tabs = QTabWidget(self)
+        self.operations = OperationsTab(context, self)
+        self.tabs = tabs = QTabWidget(self)
         tabs.setDocumentMode(True)
         tabs.addTab(RecordTable(self.events, "Events", self), "&Events")
         tabs.addTab(RecordTable(self.alerts, "Alerts", self), "&Alerts")
+        tabs.addTab(self.operations, "&Operations")
+        tabs.currentChanged.connect(lambda _n: self._judge_state())
         box = QVBoxLayout(self)
         box.setContentsMargins(10, 8, 10, 6)
         box.addWidget(self.state)
@@ -174,20 +178,29 @@ class ActivityPage(QWidget):
 
     def take(self, snapshot: Snapshot) -> None:
         """Alerts from the snapshot; events are asked for now and then while the page is seen."""
+        self.operations.take(snapshot)
         self.alerts.put(sorted(snapshot.alerts, key=lambda a: a.opened_at, reverse=True))
         old = self._asked_at is None or (snapshot.at - self._asked_at).total_seconds() >= EVENTS_EVERY_S
         if self.isVisible() and old:
             self._asked_at = snapshot.at
             self._context.bridge.ask(self._context.backend.events, self, self._show, self._failed)
 
+    def show_operation(self, operation_id: str) -> bool:
+        """The tab of operations with that one chosen; False when it is not known yet."""
+        self.tabs.setCurrentWidget(self.operations)
+        return self.operations.select(operation_id)
+
+    def _judge_state(self) -> None:
+        self.state.setVisible(bool(self.state.text()) and self.tabs.currentWidget() is not self.operations)
+
     def _show(self, events: Any) -> None:
-        self.state.setVisible(not events)
-        self.state.setText("Nothing has happened yet.")
+        self.state.setText("" if events else "Nothing has happened yet.")
+        self._judge_state()
         self.events.put(events)
 
     def _failed(self, error: VaporError) -> None:
         self.state.setText(f"The events cannot be read: {error}")
-        self.state.show()
+        self._judge_state()
 
 
 def _known(event: Event) -> Severity:

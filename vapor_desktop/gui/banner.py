@@ -13,7 +13,13 @@ from vapor_desktop.model.states import Severity
 from vapor_desktop.model.view import Banner
 
 SHOWN = 3
-ACTION_TEXTS = {"open-vm": "&Open", "open-site": "Open &site", "refresh": "&Try again", "pair": "&Pair…"}
+ACTION_TEXTS = {
+    "open-vm": "&Open",
+    "open-operation": "&Open",
+    "open-site": "Open &site",
+    "refresh": "&Try again",
+    "pair": "&Pair…",
+}
 
 
 class BannerBar(QWidget):

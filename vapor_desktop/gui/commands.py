@@ -20,7 +20,7 @@ from vapor_desktop.gui.protection_columns import Row
 from vapor_desktop.gui.seed_dialog import SeedDialog
 from vapor_desktop.gui.typed_confirm import TypedConfirm
 from vapor_desktop.model.errors import VaporError
-from vapor_desktop.model.operations import OperationKind
+from vapor_desktop.model.operations import Choice, Operation, OperationKind, OperationState
 from vapor_desktop.model.view import SiteStatus, Snapshot, Task
 from vapor_desktop.model.wire import Progress, SeedState
 
@@ -149,6 +149,28 @@ class Commands(QObject):
 
         sheet.accepted.connect(run)
         self._open(sheet)
+
+    def answer(self, operation: Operation, choice: Choice) -> None:
+        """What a waiting operation asked."""
+        if operation.question is None:
+            return
+        backend, question_id = self._context.backend, operation.question.question_id
+        title = f"Answer the {operation.kind.value} of {operation.vm_name}: {choice.text}"
+        given = partial(backend.answer_question, operation.operation_id, question_id, choice.key)
+        self._context.errands.run(title, given, subject=operation.protection_id)
+
+    def undo(self, operation: Operation) -> None:
+        """Ask once more, then take the operation back."""
+        title, backend = f"Undo the {operation.kind.value} of {operation.vm_name}", self._context.backend
+        text = "What it has done is taken back, step by step, the last step first. The VM goes back to where it was."
+        if operation.state is OperationState.INTERRUPTED:
+            text = "Another version of the program began it: it is closed as failed, and nothing is taken back."
+        box = QMessageBox(QMessageBox.Icon.Question, title, f"<b>{escape(title)}?</b><br>{text}", parent=self._window)
+        box.setDefaultButton(box.addButton("&Let it go on", QMessageBox.ButtonRole.RejectRole))
+        undo = partial(backend.cancel_operation, operation.operation_id)
+        go = box.addButton("&Undo it", QMessageBox.ButtonRole.AcceptRole)
+        go.clicked.connect(lambda: self._context.errands.run(title, undo, subject=operation.protection_id))
+        self._open(box)
 
     def seed(self, row: Row) -> None:
         """Which images, then the copying, which may take long."""

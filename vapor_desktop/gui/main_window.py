@@ -21,6 +21,7 @@ from vapor_desktop.gui.commands import Commands
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.detail_page import DetailPage
 from vapor_desktop.gui.icons import icon
+from vapor_desktop.gui.operations_tab import question_banners
 from vapor_desktop.gui.overview import Overview
 from vapor_desktop.gui.protection_columns import Chip, Row
 from vapor_desktop.gui.sites_page import SitesPage
@@ -38,7 +39,7 @@ PAGES = (
     ("sites", "&Sites"),
     ("activity", "&Activity"),
 )
-VMS, DETAIL = 1, len(PAGES)
+VMS, ACTIVITY, DETAIL = 1, 3, len(PAGES)
 
 
 class MainWindow(QMainWindow):
@@ -58,6 +59,7 @@ class MainWindow(QMainWindow):
         self.snapshot: Snapshot | None = None
         self._own_banners: dict[str, Banner] = {}
         self._may_close = False
+        self._wanted_operation = ""  # begun here, to be shown as soon as it is known
         self.setWindowTitle("Vapor Desktop — DEMO" if demo else "Vapor Desktop")
         self.setObjectName("main")
         self.verbs = Verbs(context.theme, self)
@@ -187,6 +189,9 @@ class MainWindow(QMainWindow):
         self.navigation.currentRowChanged.connect(self._navigated)
         self.verbs.asked.connect(self.commands.do)
         self.commands.opened.connect(self.open_vm)
+        self.commands.begun.connect(self.open_operation)
+        self.activity.operations.answer_asked.connect(self.commands.answer)
+        self.activity.operations.undo_asked.connect(self.commands.undo)
         self.vms.opened.connect(self._open_row)
         self.overview.opened.connect(self._open_row)
         self.overview.chip_asked.connect(self.show_chip)
@@ -208,6 +213,8 @@ class MainWindow(QMainWindow):
         self.commands.take(snapshot)
         for page in (self.overview, self.vms, self.sites, self.activity, self.detail):
             page.take(snapshot)
+        if self._wanted_operation and self.activity.operations.select(self._wanted_operation):
+            self._wanted_operation = ""
         self.status_line.take(snapshot)
         self._show_tasks()
         self._show_banners()
@@ -226,6 +233,11 @@ class MainWindow(QMainWindow):
             return False
         self._open_row(row)
         return True
+
+    def open_operation(self, operation_id: str) -> None:
+        """The activity page with that operation; one begun just now as soon as it is known."""
+        self.go(ACTIVITY)
+        self._wanted_operation = "" if self.activity.show_operation(operation_id) else operation_id
 
     def raise_up(self) -> None:
         """Show the window in front."""
@@ -267,7 +279,7 @@ class MainWindow(QMainWindow):
     def _show_banners(self) -> None:
         banners = list(self._own_banners.values())
         if self.snapshot is not None:
-            banners += self.snapshot.banners
+            banners += [*self.snapshot.banners, *question_banners(self.snapshot)]
             if self.snapshot.trouble:
                 banners.append(Banner("snapshot-trouble", Severity.CRITICAL, self.snapshot.trouble, "refresh"))
         self.banners.show_banners(tuple(banners))
@@ -280,6 +292,8 @@ class MainWindow(QMainWindow):
     def _banner_acted(self, banner: Banner) -> None:
         if banner.action == "open-vm" and banner.subject:
             self.open_vm(banner.subject)
+        elif banner.action == "open-operation" and banner.subject:
+            self.open_operation(banner.subject)
         elif banner.action == "open-site":
             self.go(2)
         elif banner.action == "pair":

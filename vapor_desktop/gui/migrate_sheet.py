@@ -102,7 +102,7 @@ class MigrateSheet(QDialog):
         box.addLayout(form)
         box.addWidget(self.hint)
         box.addLayout(buttons)
-        self.resize(640, 600)
+        self.resize(640, 480)
 
     def _failed(self, error: VaporError) -> None:
         self.steps.setText(f"The steps cannot be read. {sentence(error)}")
