@@ -194,20 +194,6 @@ def test_a_dd_into_the_disk_of_a_vm_that_is_off_is_compared_by_the_next_cycle(st
         wait_until(lambda: last_outcome(stage) == "unchanged", "a quiet cycle", timeout_s=60, every_s=0.2)
 
 
-def test_a_dd_that_leaves_no_trace_is_found_by_the_scrub_and_repaired(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither the bitmap nor the file's times know of it: only reading the disk again does."""
-    with stopped(stage):
-        before, compared = mismatches(stage), compares(stage)
-        dd_into_the_source(stage, unseen=True)
-        monkeypatch.setattr(cycle, "SCRUB_LEAST_BYTES", 8 << 30)
-        monkeypatch.setattr(cycle, "SCRUB_MOST_BYTES", 8 << 30)
-        wait_until(lambda: mismatches(stage) > before, "the scrub's finding", timeout_s=120, every_s=0.2)
-        monkeypatch.undo()
-        assert_one_block_was_compared(stage, compared)
-
-
 def test_forty_points_with_merges_leave_a_stopped_drill_as_it_was(stage: Stage) -> None:
     """Nothing but its own files tell of the drill: no pin, no lock, and they lie outside of the replica."""
     b, key = stage.lab.sites["b"], stage.row(NAME).key
