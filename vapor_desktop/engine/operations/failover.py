@@ -159,7 +159,9 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
     repository, p, now = ctx.tools.repository, ctx.protection, ctx.tools.clock.now()
     if error is not None or "start" not in ctx.done:
         if p.phase is Phase.FAILING_OVER:
-            text = f"The failover is incomplete: {error}" if error else "The failover was undone"
+            text = f"The failover is incomplete: {error}" if error else "The failover was cancelled; nothing moved"
+            if error is None and "take-over" in ctx.done:  # the epoch has moved: that is not taken back
+                text = "The failover was cancelled after the target took the VM over: fail over again to finish it"
             code = error.code if error else None
             records.update(
                 repository,
