@@ -16,7 +16,12 @@ from vapor_desktop.lab.lab import Lab
 
 # The suite's own XDG directories are thrown away; built images and releases are worth keeping.
 CACHE = Path.home() / ".cache/vapor-lab"
-LOCK = Path("/tmp/vapor-lab.lock")  # noqa: S108 - the same for all users of the machine
+# Another number is another lab beside the first: its own names, its own lock.
+NUMBER = os.environ.get("VAPOR_TEST_LAB", "")
+LOCK = Path(f"/tmp/vapor-lab{NUMBER}.lock")  # noqa: S108 - the same for all users of the machine
+
+# Their assertions are the proofs'.
+pytest.register_assert_rewrite("proofs", "desk", "left_behind")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +59,7 @@ def lab_lock() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def lab(lab_lock: None) -> Iterator[Lab]:
     """Two hosts with libvirt, sshd and the site service; guests are the tests' own business."""
-    lab = Lab("tests", cache=CACHE)
+    lab = Lab(f"tests{NUMBER}", cache=CACHE)
     lab.up()
     yield lab
     lab.down()
@@ -63,7 +68,7 @@ def lab(lab_lock: None) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def bare_lab(lab_lock: None) -> Iterator[Lab]:
     """Two hosts without the site service, for tests of the lab itself (a kill there hurts nobody else)."""
-    lab = Lab("bare", cache=CACHE)
+    lab = Lab(f"bare{NUMBER}", cache=CACHE)
     lab.up(site_service=False)
     yield lab
     lab.down()

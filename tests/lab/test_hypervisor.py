@@ -465,7 +465,7 @@ def test_no_connection_is_left_open(hypervisor: LibvirtHypervisor) -> None:
     for _ in range(5):
         hypervisor.domains()
         hypervisor.close()
-    assert sockets() == before
+    assert sockets() <= before  # what an earlier test's thread lets go of meanwhile is no leak
 
 
 def _agent(host: Host, name: str, command: str) -> object:
