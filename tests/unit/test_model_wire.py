@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from vapor_desktop.model import wire
 from vapor_desktop.model.errors import ReplicaFull
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest, PointEntry, seal
+from vapor_desktop.model.plans import Address, CheckKind, Plan, PlanVm, Tier, WaitFor
 from vapor_desktop.model.policy import RPO_PRESETS_S, Mappings, Policy, Retention, StartGuard, Value
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
@@ -44,7 +45,27 @@ POLICY = Policy(at_times=(time(20), time(8)), bandwidth_bytes_s=1 << 20, start_g
 
 SEED_IMAGE = wire.SeedImage(path="/var/lib/libvirt/images/old.qcow2", format="qcow2", disk_bytes=BIG)
 
+PLAN = Plan(
+    plan_id="00000000-0000-4000-8000-000000000001", name="Shop", version=3, changed_at=NOON, changed_by="desk",
+    tiers=(
+        Tier(name="data", delay_s=5, vms=(PlanVm(vm_uuid="u", name="db", checks=(WaitFor(kind=CheckKind.AGENT),)),)),
+        Tier(
+            pause="Is the DNS moved?",
+            vms=(
+                PlanVm(
+                    vm_uuid="v", name="web", networks={"lan": "dr"}, delay_s=1.5,
+                    checks=(WaitFor(kind=CheckKind.TCP, port=443, address="198.51.100.7"),),
+                    addresses=(Address(address="198.51.100.7/24", gateway="198.51.100.1", dns=("198.51.100.2",)),),
+                ),
+            ),
+        ),
+    ),
+)  # fmt: skip
+
 EXAMPLES: list[Value] = [
+    wire.PlanWrite(plan=PLAN, expect_version=2),
+    wire.TcpProbe(address="198.51.100.7", port=443),
+    wire.TcpProbed(open=False, why="connection refused"),
     wire.Identity(
         site_id="b", name="site-b", version="0.1", api_version=1, mover_protocol=1, libvirt_version=None,
         qemu_version="10.0", now=NOON, boot_id="x", replica_root="/r",

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
+from vapor_desktop.model.domains import AgentRun, BackupDisk, BackupJob, DomainView
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.operations import Operation
+from vapor_desktop.model.plans import Plan, PlanStatus
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import Alert, Check, SiteProbe
 from vapor_desktop.model.wire import (
@@ -28,6 +29,7 @@ from vapor_desktop.model.wire import (
     Lease,
     LeaseRequest,
     PlaceTpm,
+    PlanWrite,
     PointDomain,
     Progress,
     ReplicaCreate,
@@ -41,6 +43,8 @@ from vapor_desktop.model.wire import (
     SeedState,
     SettingsWrite,
     StorageRoot,
+    TcpProbe,
+    TcpProbed,
     TpmPlaced,
     TpmState,
     TpmSupport,
@@ -111,6 +115,12 @@ class Hypervisor(Protocol):
     def capabilities_xml(self) -> str: ...
     def domain_capabilities_xml(self, arch: str, machine: str | None, virt_type: str) -> str: ...
     def agent_ping(self, vm_uuid: str) -> bool: ...
+    def agent_run(self, vm_uuid: str, script: str, timeout_s: float) -> AgentRun:
+        """Run a shell script in the guest by its agent. Raises HypervisorFailed when the agent does not take it."""
+
+    def agent_addresses(self, vm_uuid: str) -> Mapping[str, Sequence[str]]:
+        """What the guest's agent tells: MAC -> "198.51.100.7/24", loopback left out; empty without an agent."""
+
     def close(self) -> None: ...
 
 
@@ -172,6 +182,15 @@ class SiteApi(Protocol):
 
     def disarm_guard(self, vm_uuid: str, release: GuardRelease) -> None:
         """Guard the VM no more. Idempotent."""
+
+    def plans(self) -> Sequence[Plan]:
+        """The recovery plans kept there, and the tombstones of deleted ones."""
+
+    def write_plan(self, request: PlanWrite) -> Plan:
+        """Raises EditOutdated when the copy there has moved since it was read. Idempotent."""
+
+    def probe_tcp(self, request: TcpProbe) -> TcpProbed:
+        """Whether that port takes a connection from that host."""
 
     def close(self) -> None: ...
 
@@ -391,6 +410,18 @@ class Repository(Protocol):
         """Newest first."""
 
     def answer_of(self, command_id: int) -> tuple[dict[str, object] | None, dict[str, object] | None] | None: ...
+    def save_plan(self, plan: Plan) -> None:
+        """Follow a newer copy (its tombstone too); an older one is left out."""
+
+    def plan_statuses(self) -> Sequence[PlanStatus]:
+        """Living plans, by name, with what was last found of them."""
+
+    def plan_copies(self) -> Sequence[Plan]:
+        """All, tombstones too."""
+
+    def save_readiness(self, status: PlanStatus) -> None:
+        """What was found of it just now."""
+
     def setting(self, key: str) -> str | None: ...
     def set_setting(self, key: str, value: str) -> None: ...
 

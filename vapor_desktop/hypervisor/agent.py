@@ -5,8 +5,11 @@ Without one, libvirt waits for an agent for ever; and no Linux guest thaws by it
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +18,7 @@ import libvirt
 import libvirt_qemu
 
 from vapor_desktop.hypervisor.errors import code_of
+from vapor_desktop.model.domains import AgentRun
 
 _log = logging.getLogger(__name__)
 
@@ -74,3 +78,39 @@ def ping(dom: Any) -> bool:
         _log.debug("the agent of %s is silent: %s", dom.name(), error)
         return False
     return "return" in json.loads(answer)
+
+
+def run_script(dom: Any, script: str, timeout_s: float) -> AgentRun:
+    """``/bin/sh -c script`` in the guest; waits for its end, which a script that hangs does not reach in time.
+
+    Raises libvirtError when the agent does not take the command (none there, or guest-exec not allowed).
+    """
+    arguments = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
+    started = _command(dom, "guest-exec", arguments)
+    deadline, pause = time.monotonic() + timeout_s, threading.Event()
+    while True:
+        status = _command(dom, "guest-exec-status", {"pid": started["pid"]})
+        if status["exited"]:
+            return AgentRun(int(status.get("exitcode", -1)), _text(status, "out-data"), _text(status, "err-data"))
+        if time.monotonic() >= deadline:
+            return AgentRun(None, "", "")
+        pause.wait(0.1)
+
+
+def addresses(dom: Any) -> dict[str, tuple[str, ...]]:
+    """MAC -> addresses with their prefix, loopback left out."""
+    seen = dom.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT, 0)
+    return {
+        str(card["hwaddr"]).lower(): tuple(f"{a['addr']}/{a['prefix']}" for a in card["addrs"] or ())
+        for name, card in seen.items()
+        if name != "lo" and card["hwaddr"]
+    }
+
+
+def _command(dom: Any, execute: str, arguments: dict[str, Any]) -> Any:
+    asked = json.dumps({"execute": execute, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuAgentCommand(dom, asked, RESPONSE_S, 0))["return"]
+
+
+def _text(status: dict[str, Any], key: str) -> str:
+    return base64.b64decode(status.get(key, "")).decode(errors="replace")

@@ -9,7 +9,7 @@ from vapor_desktop.hypervisor.checkpoints import Checkpoints
 from vapor_desktop.hypervisor.inventory import Inventory
 from vapor_desktop.hypervisor.lifecycle import Lifecycle
 from vapor_desktop.hypervisor.link import Link
-from vapor_desktop.model.domains import BackupDisk, BackupJob, DomainView
+from vapor_desktop.model.domains import AgentRun, BackupDisk, BackupJob, DomainView
 
 
 class LibvirtHypervisor:
@@ -141,6 +141,14 @@ class LibvirtHypervisor:
     def agent_ping(self, vm_uuid: str) -> bool:
         """Whether the guest agent answers."""
         return self._lifecycle.agent_ping(vm_uuid)
+
+    def agent_run(self, vm_uuid: str, script: str, timeout_s: float) -> AgentRun:
+        """Run a shell script in the guest by its agent."""
+        return self._lifecycle.agent_run(vm_uuid, script, timeout_s)
+
+    def agent_addresses(self, vm_uuid: str) -> Mapping[str, Sequence[str]]:
+        """MAC -> addresses with their prefix, as the guest's agent tells."""
+        return self._lifecycle.agent_addresses(vm_uuid)
 
     def close(self) -> None:
         """Close both connections; the next call opens them again."""

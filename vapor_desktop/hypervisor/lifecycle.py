@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import libvirt
 
-from vapor_desktop.hypervisor.agent import ping
+from vapor_desktop.hypervisor.agent import addresses, ping, run_script
 from vapor_desktop.hypervisor.link import Link
 from vapor_desktop.hypervisor.views import state_of
+from vapor_desktop.model.domains import AgentRun
 from vapor_desktop.model.errors import HypervisorFailed, StartFailed
 
 KEEP_TPM, KEEP_TPM_SINCE = 1 << 5, 8_009_000
@@ -94,3 +95,13 @@ class Lifecycle:
         """Whether the guest agent answers; False also for a VM that is off."""
         with self._slow.domain(vm_uuid, "The guest agent could not be asked") as dom:
             return state_of(dom)[0] == "running" and ping(dom)
+
+    def agent_run(self, vm_uuid: str, script: str, timeout_s: float) -> AgentRun:
+        """Run a shell script in the guest."""
+        with self._slow.domain(vm_uuid, "The guest agent did not run the script") as dom:
+            return run_script(dom, script, timeout_s)
+
+    def agent_addresses(self, vm_uuid: str) -> dict[str, tuple[str, ...]]:
+        """MAC -> addresses with their prefix, as the guest's agent tells."""
+        with self._slow.domain(vm_uuid, "The guest agent was not asked for addresses") as dom:
+            return addresses(dom) if state_of(dom)[0] == "running" and ping(dom) else {}

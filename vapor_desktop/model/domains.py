@@ -86,3 +86,12 @@ class BackupJob:
     begun_at: datetime  # our clock, between freeze and thaw
     frozen_s: float = 0.0  # at most this long: from asking for the freeze to the thaw's answer; 0 without a freeze
     thawed: bool = True  # the guest is certainly not frozen by this begin: it answered the thaw, or was not asked
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRun:
+    """A script that was run in a guest by its agent. ``code`` None: it had not ended in time."""
+
+    code: int | None
+    out: str
+    err: str

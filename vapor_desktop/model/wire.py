@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vapor_desktop.model.manifest import Consistency, DiskMode, Epoch, Manifest
+from vapor_desktop.model.plans import Plan
 from vapor_desktop.model.policy import Mappings, Policy, StartGuard, Value
 
 ImageFormat = Literal["qcow2", "raw"]
@@ -577,3 +578,29 @@ class Scrubbed(Value):
 
 Health.model_rebuild()
 ReplicaView.model_rebuild()
+
+
+# --- recovery plans ----------------------------------------------------------------------------------------
+class PlanWrite(Value):
+    """PUT /plans/{plan}: keep this copy. ``expect_version``: of the copy that is there now, 0 for none.
+
+    EDIT-OUTDATED when it has moved; a tombstone (``plan.deleted``) is written the same way. Idempotent.
+    """
+
+    plan: Plan
+    expect_version: int
+
+
+class TcpProbe(Value):
+    """POST /probes/tcp: does that port take a connection from this host?"""
+
+    address: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    timeout_s: Annotated[float, Field(gt=0, le=10)] = 3.0
+
+
+class TcpProbed(Value):
+    """Its answer. ``why``: the system's word for what went wrong."""
+
+    open: bool
+    why: str = ""

@@ -19,6 +19,7 @@ from vapor_desktop.site.guardian import GuardedHypervisor, Guardian
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import certificate_sha256, ensure_identity
 from vapor_desktop.site.peers import ask_owners
+from vapor_desktop.site.plan_book import PlanBook
 from vapor_desktop.site.replica import ReplicaStore
 from vapor_desktop.site.rpo_alarm import RpoAlarm
 from vapor_desktop.site.seeding import Seeding
@@ -63,6 +64,7 @@ class Services:
     guard: GuardBook
     keeper: GuardKeeper
     versions: VersionWatch
+    plans: PlanBook
     _checks: tuple[float, tuple[DoctorCheck, ...]] = field(default=(float("-inf"), ()))
 
     def checks(self) -> tuple[DoctorCheck, ...]:
@@ -130,4 +132,5 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         guard=guard,
         keeper=keeper,
         versions=VersionWatch(libvirt),
+        plans=PlanBook(settings.plans_dir),
     )

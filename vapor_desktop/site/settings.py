@@ -171,6 +171,11 @@ class SiteSettings(BaseSettings):
         return self.state_dir / "guard-proof.json"
 
     @property
+    def plans_dir(self) -> Path:
+        """Recovery plans that use this site as a target."""
+        return self.state_dir / "plans"
+
+    @property
     def digests_dir(self) -> Path:
         """Block-digest tables of the VMs that this site sources."""
         return self.state_dir / "digests"

@@ -9,10 +9,11 @@ from vapor_desktop.store.database import Database
 from vapor_desktop.store.history import HistoryStore
 from vapor_desktop.store.inventory import InventoryStore
 from vapor_desktop.store.operations import OperationStore
+from vapor_desktop.store.plans import PlanStore
 from vapor_desktop.store.samples import SampleStore
 
 
-class SqlRepository(InventoryStore, HistoryStore, SampleStore, CoordinationStore, OperationStore):
+class SqlRepository(InventoryStore, HistoryStore, SampleStore, CoordinationStore, OperationStore, PlanStore):
     """Opens ``url`` (``sqlite:////path``, ``postgresql+psycopg://…``), migrates it, and answers.
 
     Every call is one short transaction; safe to use from several threads and processes. Raises

@@ -218,6 +218,17 @@ operations = Table(
     Column("document", JSON, nullable=False),
 )
 
+# Copies of what the targets keep, tombstones too. ``found``: what the engine last found of its readiness.
+plans = Table(
+    "plans",
+    metadata,
+    Column("plan_id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("document", JSON, nullable=False),
+    Column("found", JSON(none_as_null=True)),
+)
+
 settings = Table(
     "settings",
     metadata,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vapor_desktop.model.errors import ApiVersionMismatch, NotFound, TokenExpired, TokenInvalid, TokenRevoked
 from vapor_desktop.model.manifest import Manifest, Point
+from vapor_desktop.model.plans import Plan
 from vapor_desktop.model.rpo import ClockOffset
 from vapor_desktop.model.wire import (
     API_VERSION,
@@ -32,6 +33,7 @@ from vapor_desktop.model.wire import (
     PeerCheck,
     PinRequest,
     PlaceTpm,
+    PlanWrite,
     PointDomain,
     ReplicaCreate,
     ReplicaView,
@@ -43,6 +45,8 @@ from vapor_desktop.model.wire import (
     SettingsWrite,
     SshInfo,
     StorageRoot,
+    TcpProbe,
+    TcpProbed,
     TpmPlaced,
     TpmSupport,
     WatchFreeze,
@@ -284,6 +288,18 @@ class HttpSiteApi:
     def disarm_guard(self, vm_uuid: str, release: GuardRelease) -> None:
         """Guard the VM no more."""
         self._call("DELETE", _guard(vm_uuid), body=_json(release))
+
+    def plans(self) -> Sequence[Plan]:
+        """The recovery plans kept there, tombstones too."""
+        return self._get(tuple[Plan, ...], "/plans")
+
+    def write_plan(self, request: PlanWrite) -> Plan:
+        """Compare-and-set. Raises EditOutdated."""
+        return self._send(Plan, "PUT", f"/plans/{_seg(request.plan.plan_id)}", request)
+
+    def probe_tcp(self, request: TcpProbe) -> TcpProbed:
+        """Whether that port takes a connection from that host."""
+        return self._send(TcpProbed, "POST", "/probes/tcp", request)
 
     def close(self) -> None:
         """Close all connections."""
