@@ -93,10 +93,7 @@ class Subject:
         )
 
     def stop(self) -> None:
-        self.host.virsh("shutdown", self.name, "--mode", "agent")
-        wait_until(
-            lambda: self.host.virsh("domstate", self.name) == "shut off", "the shutdown", timeout_s=60, every_s=0.2
-        )
+        guests.shut_down(self.host, self.name)
 
     def start(self) -> None:
         said = len(self.host.serial(NAME))

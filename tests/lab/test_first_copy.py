@@ -233,14 +233,12 @@ def test_a_vm_that_stops_between_jobs_and_writes_before_is_copied_right(stage: S
 
     def stop(number: int) -> None:
         if number == 1:
-            a.virsh("shutdown", OFF, "--mode", "agent")
-            wait_until(lambda: a.virsh("domstate", OFF) == "shut off", "the shutdown", timeout_s=60, every_s=0.2)
+            guests.shut_down(a, OFF)
         elif number == 2:  # it runs and writes between two jobs that both find it off
             said = len(a.serial(OFF))
             a.virsh("start", OFF)
             guests.wait_for(a, OFF, "VAPOR-DIARY ", timeout_s=120, after=said)
-            a.virsh("shutdown", OFF, "--mode", "agent")
-            wait_until(lambda: a.virsh("domstate", OFF) == "shut off", "the shutdown", timeout_s=60, every_s=0.2)
+            guests.shut_down(a, OFF)
 
     done = job.to_the_end(stop)
     assert len(done) >= JOBS_AT_LEAST

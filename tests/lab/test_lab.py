@@ -12,7 +12,7 @@ import pytest
 from left_behind import inventory
 
 from vapor_desktop.lab import diary
-from vapor_desktop.lab.guests import GuestSpec, agent
+from vapor_desktop.lab.guests import GuestSpec, agent, wait_for_agent
 from vapor_desktop.lab.host import answers
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.layout import SSH_PORT
@@ -248,10 +248,12 @@ def test_disks_of_different_moments_are_caught(guests: Lab) -> None:
     site.path(EARLY).unlink()
 
 
-def test_graceful_shutdown_and_next_boot(guests: Lab) -> None:
+@pytest.mark.parametrize("mode", ["agent", "acpi"])
+def test_graceful_shutdown_and_next_boot(guests: Lab, mode: str) -> None:
     site = guests.sites["a"]
+    wait_for_agent(site, "web")
     seen = len(site.serial("web"))
-    site.virsh("shutdown", "web")
+    site.virsh("shutdown", "web", "--mode", mode)
     stopped = site.wait_serial("web", r"VAPOR-DIARY stopped last=\d+", after=seen, timeout_s=ON_CONSOLE)
     wait_until(lambda: site.virsh("domstate", "web") == "shut off", "the shutdown", timeout_s=30)
     report = site.diary("web")

@@ -39,8 +39,7 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
 
 def stop(stage: Stage, name: str) -> None:
     a = stage.lab.sites["a"]
-    a.virsh("shutdown", name, "--mode", "agent")
-    wait_until(lambda: a.virsh("domstate", name) == "shut off", "the shutdown", timeout_s=60, every_s=0.2)
+    guests.shut_down(a, name)
 
 
 def start(stage: Stage, name: str) -> None:

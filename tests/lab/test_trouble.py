@@ -137,8 +137,7 @@ def test_a_flipped_byte_is_found_by_the_scrub_and_repaired(stage: Stage, monkeyp
 def stopped(stage: Stage) -> Iterator[None]:
     """The guest is off in here, and the newest point is of its disk as it stands."""
     a, row = stage.lab.sites["a"], stage.row(NAME)
-    a.virsh("shutdown", NAME, "--mode", "agent")
-    wait_until(lambda: a.virsh("domstate", NAME) == "shut off", "the shutdown", timeout_s=60, every_s=0.2)
+    guests.shut_down(a, NAME)
     wait_until(lambda: last_outcome(stage) == "unchanged", "a cycle with nothing to send", timeout_s=120, every_s=0.2)
     assert stage.row(NAME).key == row.key
     try:

@@ -44,8 +44,7 @@ def bitmaps(stage: Stage) -> list[str]:
 
 def stop(stage: Stage) -> None:
     a = stage.lab.sites["a"]
-    a.virsh("shutdown", NAME, "--mode", "agent")
-    wait_until(lambda: a.virsh("domstate", NAME) == "shut off", "the shutdown", timeout_s=60, every_s=0.2)
+    guests.shut_down(a, NAME)
 
 
 def test_nothing_stays_in_the_images_of_a_vm_that_is_off(stage: Stage) -> None:

@@ -190,6 +190,21 @@ def wait_for_agent(host: Host, name: str, *, timeout_s: float = 90.0) -> None:
     wait_until(answers, f"The guest agent of {name}", timeout_s=timeout_s, every_s=0.5)
 
 
+def shut_down(host: Host, name: str, *, timeout_s: float = 60.0) -> None:
+    """Ask the guest's agent until it takes it (one that is frozen just now refuses), and wait until it is off."""
+    asked = False
+
+    def off() -> bool:
+        nonlocal asked
+        if host.run([*URI, "domstate", name]).stdout.strip() == "shut off":
+            return True
+        if not asked:
+            asked = host.run([*URI, "shutdown", name, "--mode", "agent"], check=False).returncode == 0
+        return False
+
+    wait_until(off, f"The shutdown of {name}", timeout_s=timeout_s, every_s=0.2)
+
+
 def guest_shell(host: Host, name: str, script: str, *, timeout_s: float = 30.0) -> str:
     """Run a shell script in the guest through its agent; returns what it printed. Raises LabFailed on failure."""
     started = agent(host, name, "guest-exec", path="/bin/sh", arg=["-c", script], capture_output=True)
