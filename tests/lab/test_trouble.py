@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 
 import proofs
 import pytest
@@ -138,7 +138,9 @@ def stopped(stage: Stage) -> Iterator[None]:
     """The guest is off in here, and the newest point is of its disk as it stands."""
     a, row = stage.lab.sites["a"], stage.row(NAME)
     guests.shut_down(a, NAME)
-    wait_until(lambda: last_outcome(stage) == "unchanged", "a cycle with nothing to send", timeout_s=120, every_s=0.2)
+    # One that began since: that of an earlier stop would let the test write before the last point is made.
+    off_at = datetime.now(UTC)
+    wait_until(lambda: quiet_since(stage, off_at), "a cycle with nothing to send", timeout_s=120, every_s=0.2)
     assert stage.row(NAME).key == row.key
     try:
         yield
@@ -146,6 +148,12 @@ def stopped(stage: Stage) -> Iterator[None]:
         said = len(guests.serial(a, NAME))
         a.virsh("start", NAME)
     guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90, after=said)
+
+
+def quiet_since(stage: Stage, moment: datetime) -> bool:
+    """Was there nothing to send for the last cycle, and did it begin after that moment?"""
+    last = stage.backend.cycles(stage.row(NAME).key, 1)
+    return bool(last) and last[0].outcome == "unchanged" and last[0].started_at > moment
 
 
 def last_outcome(stage: Stage) -> str | None:
@@ -191,6 +199,20 @@ def test_a_dd_into_the_disk_of_a_vm_that_is_off_is_compared_by_the_next_cycle(st
         assert_one_block_was_compared(stage, compared)
         assert mismatches(stage) == before
         wait_until(lambda: last_outcome(stage) == "unchanged", "a quiet cycle", timeout_s=60, every_s=0.2)
+
+
+def test_a_dd_that_leaves_no_trace_is_found_by_the_scrub_and_repaired(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the bitmap nor the file's times know of it: only reading the disk again does."""
+    with stopped(stage):
+        before, compared = mismatches(stage), compares(stage)
+        dd_into_the_source(stage, unseen=True)
+        monkeypatch.setattr(cycle, "SCRUB_LEAST_BYTES", 8 << 30)
+        monkeypatch.setattr(cycle, "SCRUB_MOST_BYTES", 8 << 30)
+        wait_until(lambda: mismatches(stage) > before, "the scrub's finding", timeout_s=120, every_s=0.2)
+        monkeypatch.undo()
+        assert_one_block_was_compared(stage, compared)
 
 
 def test_forty_points_with_merges_leave_a_stopped_drill_as_it_was(stage: Stage) -> None:
