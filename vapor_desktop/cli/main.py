@@ -11,7 +11,7 @@ import sys
 import click
 
 from vapor_desktop import __version__
-from vapor_desktop.cli import details, operations, protections, settings, sites
+from vapor_desktop.cli import details, operations, plans, protections, settings, sites
 from vapor_desktop.cli.output import Output, exit_code
 from vapor_desktop.model.errors import VaporError
 
@@ -30,6 +30,7 @@ vaporctl.add_command(sites.pair)
 vaporctl.add_command(sites.vms)
 vaporctl.add_command(operations.migrate)
 vaporctl.add_command(operations.operation)
+vaporctl.add_command(plans.plan)
 for command in (*protections.COMMANDS, *settings.COMMANDS, *details.COMMANDS):
     vaporctl.add_command(command)
 

@@ -44,7 +44,7 @@ def migrate(out: Output, vm: str, reason: str, confirm: str | None, shutdown_tim
             OperationKind.MIGRATION, row.key, {"shutdown_s": shutdown_timeout}, reason
         )
         done = follow(out, backend, operation_id)
-    _finish(out, done)
+    finish(out, done)
 
 
 def follow(out: Output, backend: EngineBackend, operation_id: str) -> Operation:
@@ -57,12 +57,26 @@ def follow(out: Output, backend: EngineBackend, operation_id: str) -> Operation:
             _tell_steps(operation, told)
         if operation.ended:
             return operation
-        if operation.question is not None:
+        asking = _asking(backend, operation)
+        if asking is not None and asking.question is not None:
             if out.as_json or not sys.stdin.isatty():
-                return operation
-            backend.answer_question(operation_id, operation.question.question_id, _prompt(operation.question))
-            _wait_answered(backend, operation)
+                return asking
+            question = asking.question
+            backend.answer_question(asking.operation_id, question.question_id, _prompt(question))
+            _wait_answered(backend, asking)
         pause.wait(LOOK_S)
+
+
+def _asking(backend: EngineBackend, operation: Operation) -> Operation | None:
+    """Itself, or one that it began and waits for."""
+    if operation.question is not None:
+        return operation
+    for step in operation.steps:
+        if step.operation_id and step.state is StepState.RUNNING:
+            child = backend.operation(step.operation_id)
+            if child.question is not None:
+                return child
+    return None
 
 
 def _wait_answered(backend: EngineBackend, operation: Operation) -> None:
@@ -93,7 +107,8 @@ def _prompt(question: Question) -> str:
     return str(click.prompt("Answer", type=click.Choice([c.key for c in question.choices]), err=True))
 
 
-def _finish(out: Output, operation: Operation) -> None:
+def finish(out: Output, operation: Operation) -> None:
+    """Say how it ended. Raises what it failed with, and InvalidRequest for a question that nobody here answers."""
     if operation.question is not None:
         raise InvalidRequest(
             f"The {operation.kind} of “{operation.vm_name}” asks: {operation.question.text}",
@@ -172,7 +187,7 @@ def answer(out: Output, operation_id: str, choice: str) -> None:
         backend.answer_question(found.operation_id, found.question.question_id, choice)
         _wait_answered(backend, found)
         done = follow(out, backend, found.operation_id)
-    _finish(out, done)
+    finish(out, done)
 
 
 @operation.command()
@@ -186,7 +201,7 @@ def undo(out: Output, operation_id: str) -> None:
         backend.cancel_operation(found.operation_id)
         _wait_answered(backend, found)
         done = follow(out, backend, found.operation_id)
-    _finish(out, done)
+    finish(out, done)
 
 
 def _find(backend: EngineBackend, text: str) -> Operation:

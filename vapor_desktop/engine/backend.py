@@ -12,6 +12,7 @@ from typing import Protocol
 
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
 from vapor_desktop.model.operations import Operation, OperationKind, StepRow
+from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import (
     Check,
@@ -96,6 +97,21 @@ class Backend(Protocol):
     def answer_question(self, operation_id: str, question_id: str, choice: str) -> None: ...
     def cancel_operation(self, operation_id: str) -> None:
         """Undo it, up to its point of no return."""
+
+    # recovery plans
+    def plans(self) -> Sequence[PlanStatus]: ...
+    def save_plan(self, plan: Plan) -> Plan:
+        """To every target that it uses; ``version`` is that of the copy edited. Raises EditOutdated, …"""
+
+    def delete_plan(self, plan_id: str, version: int) -> None: ...
+    def look_at_plan(self, plan_id: str) -> PlanStatus:
+        """Whether it is ready, asked now."""
+
+    def plan_steps(self, plan_id: str, mode: PlanMode) -> Sequence[StepRow]:
+        """What a run would do, step by step."""
+
+    def run_plan(self, plan_id: str, mode: PlanMode, reason: str) -> str:
+        """Begin it; the operation's id. Raises Conflict naming an open run that shares a VM."""
 
     # history
     def points(self, protection_id: str) -> Sequence[PointRow]: ...

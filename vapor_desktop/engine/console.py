@@ -11,8 +11,11 @@ from typing import TypeVar
 from vapor_desktop.engine import disks, preflight, records, settings, site_checks
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.leaving import checkpoints_at_target, forget_bitmaps
+from vapor_desktop.engine.operations.plan_run import steps_of
 from vapor_desktop.engine.operations.seed import SeedCopy
+from vapor_desktop.engine.operations.steps import rows as step_rows
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
+from vapor_desktop.engine.recovery_plans import not_ready
 from vapor_desktop.engine.runtime import LAPSED, Engine
 from vapor_desktop.engine.sitewatch import vm_status
 from vapor_desktop.model import retention, rpo
@@ -28,6 +31,7 @@ from vapor_desktop.model.errors import (
 )
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.operations import Operation, OperationKind, StepRow
+from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
 from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention, StartGuard
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
@@ -90,6 +94,7 @@ class EngineBackend:
         where = "here" if self._engine.active else ("service" if alive else "none")
         alerts = self._engine.alerts()
         site_rows = self._engine.sites.statuses(sites, peers)
+        plans = tuple(self._repository.plan_statuses())
         return Snapshot(
             at=now,
             engine=where,
@@ -98,10 +103,16 @@ class EngineBackend:
             pairs=pairs,
             protections=rows,
             unprotected=tuple(vm for vm in self._engine.sites.vms() if vm.vm_uuid not in covered),
-            banners=(*_DEMO[: int(self._demo)], *_banners(rows, where), *_site_banners(site_rows)),
+            banners=(
+                *_DEMO[: int(self._demo)],
+                *_banners(rows, where),
+                *_site_banners(site_rows),
+                *_plan_banners(plans),
+            ),
             alerts=alerts,
             tasks=_tasks(rows),
             operations=self._latest_operations(),
+            plans=plans,
             demo=self._demo,
         )
 
@@ -275,6 +286,7 @@ class EngineBackend:
             protection = self._repository.save_protection(_from_manifest(m, self._clock.now()))
             records.cache_manifest(self._repository, protection.protection_id, m)
             adopted.append(protection)
+        self._engine.plans.watch()
         self._changed()
         return adopted
 
@@ -493,6 +505,36 @@ class EngineBackend:
                 raise Unexpected(f"The {operation.kind} of “{operation.vm_name}” has not ended yet")
             pause.wait(0.02)
 
+    # --- recovery plans -------------------------------------------------------------------------------------
+    def plans(self) -> Sequence[PlanStatus]:
+        """Living ones, by name, with what was last found of them."""
+        return self._repository.plan_statuses()
+
+    def save_plan(self, plan: Plan) -> Plan:
+        """To every target that it uses. Raises EditOutdated, InvalidRequest, SiteUnreachable."""
+        saved = self._engine.plans.save(plan)
+        self._engine.plans.look(saved.plan_id)
+        return saved
+
+    def delete_plan(self, plan_id: str, version: int) -> None:
+        """From every site that keeps it."""
+        self._engine.plans.delete(plan_id, version)
+
+    def look_at_plan(self, plan_id: str) -> PlanStatus:
+        """Whether it is ready, asked now."""
+        return self._engine.plans.look(plan_id)
+
+    def plan_steps(self, plan_id: str, mode: PlanMode) -> Sequence[StepRow]:
+        """What a run would do, step by step."""
+        plan = self._engine.plans.get(plan_id)
+        return step_rows(steps_of({"plan": plan.model_dump(mode="json"), "mode": mode.value}))
+
+    def run_plan(self, plan_id: str, mode: PlanMode, reason: str) -> str:
+        """Begin it; the operation's id. Raises Conflict naming an open run that shares a VM."""
+        me = self._engine.identity.name
+        asked: dict[str, object] = {"plan_id": plan_id, "mode": mode.value, "reason": reason, "asked_by": me}
+        return str(self._ask("run-plan", asked, VERB_DEADLINE_S)["operation_id"])
+
     # --- helpers ------------------------------------------------------------------------------------------
     def _ask(self, verb: str, args: dict[str, object], deadline_s: float) -> dict[str, object]:
         """Ask whichever engine lives, through the database, and wait for its answer."""
@@ -653,6 +695,10 @@ def _site_banners(sites: Sequence[SiteStatus]) -> list[Banner]:
             text = f"The clock of {name} is {s.clock_offset_s:+.0f} s off; ages are computed with that offset"
             found.append(Banner(f"clock:{site_id}", Severity.WARNING, text, "open-site", site_id))
     return found
+
+
+def _plan_banners(plans: Sequence[PlanStatus]) -> list[Banner]:
+    return [Banner(f"plan:{key}", Severity.WARNING, text, "open-plan", key) for key, text in not_ready(plans)]
 
 
 def _tasks(rows: Sequence[ProtectionStatus]) -> tuple[Task, ...]:

@@ -36,12 +36,14 @@ from vapor_desktop.engine.ports import (
     RpoSample,
     SiteGateway,
 )
+from vapor_desktop.engine.recovery_plans import RecoveryPlans
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
 from vapor_desktop.model.errors import DomainBusy, InvalidRequest, Unexpected, VaporError
 from vapor_desktop.model.operations import OperationKind
+from vapor_desktop.model.plans import PlanMode
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase
 from vapor_desktop.model.view import Alert, ProtectionStatus
@@ -53,6 +55,7 @@ BEAT_S = 2.0
 LAPSED = timedelta(seconds=10)
 LOOK_S = 10.0
 INVENTORY_S = 30.0
+PLANS_S = 10.0
 PER_PAIR = 2
 ROWS_KEPT_S = 0.5
 CYCLES_KEPT_S = 60.0
@@ -96,6 +99,9 @@ class Engine:
         self.recovery = Recovery(repository, gateway, self.sites, clock, identity)
         tools = Tools(repository, gateway, self.sites, clock, identity, self.worker)
         self.operations = OperationRunner(tools, durable, TYPES)
+        self.plans = RecoveryPlans(repository, gateway, clock, identity, self._answers)
+        self._plans_looked_at = float("-inf")
+        self._plan_look: Future[None] | None = None
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="engine")
         self._looks = ThreadPoolExecutor(4, thread_name_prefix="look")
         # Of their own: a failover never waits behind first copies.
@@ -179,6 +185,7 @@ class Engine:
         if self.clock.monotonic() - self._adopted_at >= BEAT_S:
             self._adopted_at = self.clock.monotonic()
             self.operations.adopt(self._living)
+        self._look_at_plans()
         if self.clock.monotonic() - self._published_at >= PUBLISH_S:
             self._published_at = self.clock.monotonic()
             self._publish(rows)
@@ -186,6 +193,23 @@ class Engine:
         if self.clock.monotonic() - self._thinned_at >= THIN_S:
             self._thinned_at = self.clock.monotonic()
             self._looks.submit(self.repository.thin, self.clock.now())
+
+    def _answers(self, site_id: str) -> bool:
+        seen = self.sites.seen(site_id)
+        return seen is None or seen.status.reachable is not False
+
+    def _look_at_plans(self) -> None:
+        busy = self._plan_look is not None and not self._plan_look.done()
+        if busy or self.clock.monotonic() - self._plans_looked_at < PLANS_S:
+            return
+        self._plans_looked_at = self.clock.monotonic()
+        self._plan_look = self._looks.submit(self._watch_plans)
+
+    def _watch_plans(self) -> None:
+        try:
+            self.plans.watch()
+        except VaporError as error:
+            log.warning("the recovery plans were not looked at", code=error.code, error=str(error))
 
     def _beat(self) -> None:
         now_mono = self.clock.monotonic()
@@ -416,6 +440,7 @@ class Engine:
             "sync": self._sync,
             "cancel": self._cancel,
             "begin": self._begin,
+            "run-plan": self._run_plan,
             "answer": self._answer,
             "cancel-operation": self._cancel_operation,
             "pin": self._pin,
@@ -477,6 +502,13 @@ class Engine:
             str(args.get("asked_by", "")),
         )
         return {"operation_id": operation.operation_id}
+
+    def _run_plan(self, args: dict[str, object]) -> dict[str, object]:
+        """Run it as its targets have it now; the operation's id."""
+        plan_id, mode = str(args["plan_id"]), PlanMode(str(args["mode"]))
+        plan = self.plans.current(plan_id)
+        reason, asked_by = str(args.get("reason", "")), str(args.get("asked_by", ""))
+        return {"operation_id": self.operations.begin_plan(plan, mode, reason, asked_by).operation_id}
 
     def _answer(self, args: dict[str, object]) -> dict[str, object]:
         self.operations.answer(str(args["operation_id"]), str(args["question_id"]), str(args["choice"]))

@@ -335,6 +335,12 @@ class IllegalTransition(VaporError):
     code, fate = "ILLEGAL-TRANSITION", Fate.BUG
 
 
+class OperationStopped(VaporError):
+    """A person stopped it; what it had done stays."""
+
+    code, fate = "OPERATION-STOPPED", Fate.OPERATOR
+
+
 class Unexpected(VaporError):
     """An error that none of our classes fits, wrapped at the edge of a worker."""
 

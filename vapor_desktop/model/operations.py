@@ -68,6 +68,8 @@ class StepRow(Value):
     ended_at: datetime | None = None
     note: str = ""  # what was observed and done, or why it failed
     no_return: bool = False  # after it there is no undo
+    parent: str = ""  # the step that this one is shown under
+    operation_id: str = ""  # the operation that does it
 
 
 class Choice(Value):
@@ -110,6 +112,7 @@ class Operation(Value):
     interrupted_since: datetime | None = None  # adopted after so long a pause that a person must look first
     result: dict[str, Any] = {}
     error: dict[str, Any] | None = None
+    parent_id: str = ""  # the plan run that began it
     version: int = Field(default=0, ge=0)
 
     @property

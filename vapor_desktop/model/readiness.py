@@ -63,9 +63,7 @@ def _of_vm(vm: PlanVm, seen: VmSeen | None, sites: Mapping[str, SiteSeen]) -> It
         yield problem(seen.trouble)
         return
     if seen.owner == seen.protection.target_site:
-        yield problem(
-            f"it belongs to {target.name} already and nothing protects it there", "Protect it the other way"
-        )
+        yield problem(f"it belongs to {target.name} already; nothing protects it there", "Protect it the other way")
         return
     if seen.newest is None:
         yield problem("it has no complete recovery point", "Wait for its first copy, or synchronise it now")

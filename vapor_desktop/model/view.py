@@ -10,6 +10,7 @@ from datetime import datetime, time
 
 from vapor_desktop.model.errors import SiteUnreachable
 from vapor_desktop.model.operations import Operation
+from vapor_desktop.model.plans import PlanStatus
 from vapor_desktop.model.policy import BandwidthWindow, Mappings, Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import RpoHealth, Severity
@@ -216,6 +217,7 @@ class Snapshot:
     alerts: tuple[Alert, ...] = ()
     tasks: tuple[Task, ...] = ()
     operations: tuple[Operation, ...] = ()  # newest first: the open ones and the last few
+    plans: tuple[PlanStatus, ...] = ()  # by name
     demo: bool = False
     trouble: str | None = None  # e.g. the keyring is locked
 

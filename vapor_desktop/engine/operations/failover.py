@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vapor_desktop.engine import records
-from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext
+from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext, with_networks
 from vapor_desktop.engine.operations.tpm import look_at_tpm, place_tpm
 from vapor_desktop.engine.ports import Clock, Hypervisor
 from vapor_desktop.model import rpo
@@ -55,7 +55,8 @@ def _check(ctx: StepContext) -> Result:
     api = ctx.api(target)
     manifest = api.replica(p.vm_uuid).manifest
     # Another console may have mapped its networks anew since ours last heard of it.
-    ctx.protection = records.update(ctx.tools.repository, p.protection_id, records.settings_of(manifest))
+    told = records.update(ctx.tools.repository, p.protection_id, records.settings_of(manifest))
+    ctx.protection = with_networks(told, ctx.operation.args)
     seq = _choose(manifest, ctx.operation.args.get("seq"))
     carried = api.point_domain(p.vm_uuid, seq)
     check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=_epoch(manifest, target))

@@ -18,6 +18,7 @@ import structlog
 from vapor_desktop.engine import records
 from vapor_desktop.engine.operations.steps import (
     RETRY,
+    STOP,
     UNDO,
     Ask,
     EngineStopping,
@@ -27,9 +28,20 @@ from vapor_desktop.engine.operations.steps import (
     Step,
     StepContext,
     Tools,
+    rows,
+    with_networks,
 )
 from vapor_desktop.engine.ports import Durable, Journal
-from vapor_desktop.model.errors import Conflict, Fate, InvalidRequest, NotFound, Unexpected, VaporError, from_wire
+from vapor_desktop.model.errors import (
+    Conflict,
+    Fate,
+    InvalidRequest,
+    NotFound,
+    OperationStopped,
+    Unexpected,
+    VaporError,
+    from_wire,
+)
 from vapor_desktop.model.operations import (
     SCHEMA,
     Choice,
@@ -42,6 +54,7 @@ from vapor_desktop.model.operations import (
     may_cancel,
     was_interrupted,
 )
+from vapor_desktop.model.plans import Plan, PlanMode, read_plan, shared_vms
 from vapor_desktop.model.states import Severity
 
 log = structlog.get_logger(__name__)
@@ -50,7 +63,6 @@ log = structlog.get_logger(__name__)
 RETRY_AFTER_S = (0.5, 1.0, 2.0, 4.0)
 ANSWER_LOOK_S = 0.2
 TOUCH_EVERY = timedelta(seconds=20)
-_STOP = Choice(key="stop", text="Leave it as it is")
 _CONTINUE = Choice(key="continue", text="Go on")
 
 Observer = Callable[[str, str, str], None]  # (operation id, step, "begin" | "acted" | "recorded")
@@ -71,7 +83,15 @@ class OperationRunner:
 
     # --- what others ask ---------------------------------------------------------------------------------
     def begin(
-        self, kind: OperationKind, protection_id: str, args: dict[str, Any], reason: str, asked_by: str
+        self,
+        kind: OperationKind,
+        protection_id: str,
+        args: dict[str, Any],
+        reason: str,
+        asked_by: str,
+        *,
+        operation_id: str = "",
+        parent_id: str = "",
     ) -> Operation:
         """Record and start. Raises Conflict naming the open operation of that VM, NotFound, InvalidRequest."""
         protection = self._repository.protection(protection_id)
@@ -82,9 +102,8 @@ class OperationRunner:
         for other in self._repository.operations(open_only=True):
             if other.vm_uuid == protection.vm_uuid:
                 raise _busy(other)
-        now = self._tools.clock.now()
-        operation = Operation(
-            operation_id=str(uuid.uuid4()),
+        return self._start(
+            operation_id=operation_id or str(uuid.uuid4()),
             kind=kind,
             protection_id=protection_id,
             vm_uuid=protection.vm_uuid,
@@ -92,11 +111,48 @@ class OperationRunner:
             args=args,
             reason=reason.strip(),
             asked_by=asked_by,
-            engine_id=self._tools.identity.engine_id,
-            started_at=now,
-            seen_at=now,
-            steps=self.plan(kind),
+            parent_id=parent_id,
         )
+
+    def begin_plan(self, plan: Plan, mode: PlanMode, reason: str, asked_by: str) -> Operation:
+        """Run a recovery plan, as it is now. Raises Conflict naming an open run that shares a VM, InvalidRequest."""
+        if mode.kind not in self._types:
+            raise InvalidRequest(f"A plan cannot be run as a {mode} by this program yet")
+        if not reason.strip():
+            raise InvalidRequest("A plan run wants a reason", fix="Write why, for those who come after")
+        for other in self._repository.operations(open_only=True):
+            if other.kind is OperationKind.PLAN and shared_vms(plan, read_plan(other.args["plan"])):
+                raise _busy(other)
+        return self._start(
+            operation_id=str(uuid.uuid4()),
+            kind=OperationKind.PLAN,
+            protection_id="",
+            vm_uuid=plan.plan_id,
+            vm_name=plan.name,
+            args={"plan": plan.model_dump(mode="json"), "mode": mode.value},
+            reason=reason.strip(),
+            asked_by=asked_by,
+        )
+
+    def begin_child(
+        self, parent: Operation, operation_id: str, kind: OperationKind, protection_id: str, args: dict[str, Any]
+    ) -> Operation:
+        """One that an operation begins. Raises what ``begin`` raises."""
+        return self.begin(
+            kind,
+            protection_id,
+            args,
+            parent.reason,
+            parent.asked_by,
+            operation_id=operation_id,
+            parent_id=parent.operation_id,
+        )
+
+    def _start(self, **values: Any) -> Operation:
+        now = self._tools.clock.now()
+        steps = rows(self._types[values["kind"]].steps_for(values["args"]))
+        engine_id = self._tools.identity.engine_id
+        operation = Operation(**values, engine_id=engine_id, started_at=now, seen_at=now, steps=steps)
         operation = self._repository.save_operation(operation)
         self._ready()
         self._durable.start(operation.operation_id)
@@ -104,7 +160,7 @@ class OperationRunner:
 
     def plan(self, kind: OperationKind) -> tuple[StepRow, ...]:
         """The steps such an operation has, none begun."""
-        return tuple(StepRow(name=s.name, title=s.title, no_return=s.no_return) for s in self._types[kind].steps)
+        return rows(self._types[kind].steps)
 
     def adopt(self, living: set[str]) -> None:
         """Take over what engines that live no more have left, by compare-and-set. Call it now and then."""
@@ -137,8 +193,9 @@ class OperationRunner:
         if not may_cancel(operation):
             raise InvalidRequest(f"The {operation.kind} is past its point of no return")
         self._update(operation_id, lambda o: o.model_copy(update={"cancel_asked": True}))
-        if operation.question is not None and UNDO.key in {c.key for c in operation.question.choices}:
-            self.answer(operation_id, operation.question.question_id, UNDO.key)
+        end = STOP.key if self._types[operation.kind].stops else UNDO.key
+        if operation.question is not None and end in {c.key for c in operation.question.choices}:
+            self.answer(operation_id, operation.question.question_id, end)
 
     def wait(self, operation_id: str, timeout_s: float) -> Operation:
         """Until it ended or asks something. Raises Unexpected when neither happens in time."""
@@ -204,7 +261,7 @@ class OperationRunner:
         done: dict[str, Result] = {}
         answers: dict[str, str] = {}
         end: Result = {}
-        for step in kind.steps:
+        for step in kind.steps_for(operation.args):
             end = self._step(journal, operation_id, step, done, answers)
             if "done" not in end:
                 break
@@ -226,7 +283,7 @@ class OperationRunner:
             choice = self._answer(journal, operation_id, name)
             if choice == UNDO.key:
                 return {"undo": True}
-            if choice == _STOP.key:
+            if choice == STOP.key:
                 return {"error": out.get("error")}
             answers[step.name] = choice
             attempt += 1
@@ -249,21 +306,22 @@ class OperationRunner:
         operation = self._operation(operation_id)
         kind = self._types[operation.kind]
         if operation.cancel_asked and may_cancel(operation):
-            return {"undo": True}
+            return {"error": _stopped(operation).to_wire()} if kind.stops else {"undo": True}
         if operation.interrupted_since is not None:
-            return self._ask_interrupted(operation, operation.interrupted_since, name)
+            return self._ask_interrupted(operation, operation.interrupted_since, name, _way_out(kind, operation))
         self._mark(operation_id, step, StepState.RUNNING)
         self.observer(operation_id, step.name, "begin")
         context = self._context(operation_id, step.name, done, answers)
         try:
             result = self._patiently(step, context)
         except Ask as question:
-            return self._ask(operation_id, name, question.text, question.choices)
+            asked = self._ask(operation_id, name, question.text, question.choices)
+            return asked if question.error is None else {**asked, "error": question.error.to_wire()}
         except VaporError as error:
             self._mark(operation_id, step, StepState.FAILED, str(error))
             if not kind.asks:
                 return {"error": error.to_wire()}
-            choices = (RETRY, _STOP) if operation.past_return else (RETRY, UNDO)
+            choices = (RETRY, _way_out(kind, operation))
             return {**self._ask(operation_id, name, str(error), choices), "error": error.to_wire()}
         self.observer(operation_id, step.name, "acted")
         self._mark(operation_id, step, StepState.DONE)
@@ -295,7 +353,8 @@ class OperationRunner:
         answers: Mapping[str, str],
     ) -> None:
         """Backwards over everything that was begun, the cut-off step too."""
-        begun = [s for s in kind.steps if self._begun(journal, operation_id, s)]
+        steps = kind.steps_for(self._operation(operation_id).args)
+        begun = [s for s in steps if self._begun(journal, operation_id, s)]
         for step in reversed(begun):
             if step.undo is None:
                 continue
@@ -303,7 +362,7 @@ class OperationRunner:
             while True:
                 name = f"undo {step.name}/{attempt}"
                 out = journal.step(name, partial(self._take_back, operation_id, step, name, done, answers))
-                if "ask" not in out or self._answer(journal, operation_id, name) == _STOP.key:
+                if "ask" not in out or self._answer(journal, operation_id, name) == STOP.key:
                     break
                 attempt += 1
 
@@ -323,7 +382,7 @@ class OperationRunner:
             self._patiently(undo, context)
         except VaporError as error:
             text = f"Could not undo “{step.title}”: {error}"
-            return self._ask(operation_id, name, text, (RETRY, _STOP))
+            return self._ask(operation_id, name, text, (RETRY, STOP))
         self._mark(operation_id, step, StepState.UNDONE)
         return {"done": {}}
 
@@ -353,8 +412,8 @@ class OperationRunner:
         self, operation_id: str, step: str, done: Mapping[str, Result], answers: Mapping[str, str]
     ) -> StepContext:
         operation = self._operation(operation_id)
-        protection = self._repository.protection(operation.protection_id)
-        if protection is None:
+        protection = self._repository.protection(operation.protection_id) if operation.protection_id else None
+        if protection is None and operation.protection_id:
             raise NotFound("The protection of this operation does not exist any more")
         with self._lock:
             leases = self._leases.setdefault(operation_id, Leases(operation, self._tools.identity.name))
@@ -362,10 +421,15 @@ class OperationRunner:
         def note(text: str) -> None:
             self._update(operation_id, lambda o: o.with_step(step, note=text))
 
+        def tell(other: str, changes: dict[str, Any]) -> None:
+            self._update(operation_id, lambda o: o.with_step(other, **changes))
+
         return StepContext(
             tools=self._tools,
             operation=operation,
-            protection=protection,
+            subject=None if protection is None else with_networks(protection, operation.args),
+            tell=tell,
+            children=self,
             leases=leases,
             stopping=self._stopping,
             note=note,
@@ -378,7 +442,10 @@ class OperationRunner:
         changes: dict[str, Any] = {"state": state}
         if note is not None:
             changes["note"] = note
-        changes["started_at" if state is StepState.RUNNING else "ended_at"] = now
+        if state is not StepState.RUNNING:
+            changes["ended_at"] = now
+        elif not step.parent:  # one below another began when that one began it
+            changes["started_at"] = now
 
         def change(o: Operation) -> Operation:
             whole: dict[str, Any] = {"seen_at": now}
@@ -399,16 +466,15 @@ class OperationRunner:
             "question",
             f"The {operation.kind} of “{operation.vm_name}” asks: {text}",
             severity=Severity.WARNING,
-            protection_id=operation.protection_id,
+            protection_id=operation.protection_id or None,
         )
         return {"ask": name}
 
-    def _ask_interrupted(self, operation: Operation, since: datetime, name: str) -> Result:
+    def _ask_interrupted(self, operation: Operation, since: datetime, name: str, way_out: Choice) -> Result:
         self._update(operation.operation_id, lambda o: o.model_copy(update={"interrupted_since": None}))
         minutes = int((self._tools.clock.now() - since).total_seconds() // 60)
         text = f"The {operation.kind} was interrupted for {minutes} min; look at both sites before it goes on"
-        choices = (_CONTINUE, _STOP) if operation.past_return else (_CONTINUE, UNDO)
-        return self._ask(operation.operation_id, name, text, choices)
+        return self._ask(operation.operation_id, name, text, (_CONTINUE, way_out))
 
     def _tell(self, operation: Operation, state: OperationState, error: VaporError | None) -> None:
         text = f"{operation.kind.value.capitalize()} {state.value}: {operation.reason}"
@@ -420,7 +486,7 @@ class OperationRunner:
             "operation",
             text,
             severity=Severity.CRITICAL if state is OperationState.FAILED else Severity.WARNING,
-            protection_id=operation.protection_id,
+            protection_id=operation.protection_id or None,
         )
 
     def _operation(self, operation_id: str) -> Operation:
@@ -443,6 +509,14 @@ class OperationRunner:
 
 def _closed(operation: Operation, state: OperationState, tools: Tools) -> Operation:
     return operation.model_copy(update={"state": state, "ended_at": tools.clock.now(), "question": None})
+
+
+def _way_out(kind: OperationType, operation: Operation) -> Choice:
+    return STOP if operation.past_return or kind.stops else UNDO
+
+
+def _stopped(operation: Operation) -> OperationStopped:
+    return OperationStopped(f"The {operation.kind} of “{operation.vm_name}” was stopped; what it had done stays")
 
 
 def _nothing(undo: Callable[[StepContext], None] | None, context: StepContext) -> Result:

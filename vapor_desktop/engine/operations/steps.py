@@ -10,28 +10,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.ports import Clock, Hypervisor, Mover, Repository, SiteApi, SiteGateway
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
 from vapor_desktop.model.errors import NotFound, VaporError
-from vapor_desktop.model.operations import Choice, Operation, OperationKind
+from vapor_desktop.model.operations import Choice, Operation, OperationKind, StepRow
 from vapor_desktop.model.sites import Protection, Site
 
 Result = dict[str, Any]
 UNDO = Choice(key="undo", text="Undo all of it")
 RETRY = Choice(key="retry", text="Try again")
+STOP = Choice(key="stop", text="Leave it as it is")
 
 
 class Ask(Exception):
     """A step that needs a person: it is run again with the answer in ``StepContext.answers``."""
 
-    def __init__(self, text: str, *choices: Choice) -> None:
+    def __init__(self, text: str, *choices: Choice, error: VaporError | None = None) -> None:
         super().__init__(text)
         self.text = text
         self.choices = choices
+        self.error = error  # what the operation failed with, when a person leaves it at that
 
 
 class EngineStopping(BaseException):
@@ -85,18 +87,55 @@ class Leases:
 LEASE_WAIT_S = 30.0
 
 
+class Children(Protocol):
+    """How an operation begins others. Not to be called on the thread that runs its steps."""
+
+    def begin_child(
+        self, parent: Operation, operation_id: str, kind: OperationKind, protection_id: str, args: dict[str, Any]
+    ) -> Operation:
+        """Raises Conflict naming the open operation of that VM. The id is the caller's, the same one each time."""
+
+
+def with_networks(protection: Protection, args: Mapping[str, Any]) -> Protection:
+    """The protection under the networks that this operation alone was given (of a recovery plan)."""
+    given = args.get("networks") or {}
+    networks = {**protection.mappings.networks, **given}
+    return protection.model_copy(update={"mappings": protection.mappings.model_copy(update={"networks": networks})})
+
+
 @dataclass(slots=True)
 class StepContext:
-    """What a step sees. ``done``: results of the steps before it; ``answers``: question (step's name) -> choice."""
+    """What a step sees. ``done``: results of the steps before it; ``answers``: question (step's name) -> choice.
+
+    ``subject``: the protection, None for what is not about one VM. ``tell``: changes of another step's row.
+    """
 
     tools: Tools
     operation: Operation
-    protection: Protection
+    subject: Protection | None
     leases: Leases
     stopping: threading.Event
     note: Callable[[str], None]
     done: Mapping[str, Result] = field(default_factory=dict)
     answers: Mapping[str, str] = field(default_factory=dict)
+    tell: Callable[[str, dict[str, Any]], None] = lambda _step, _changes: None
+    children: Children | None = None
+
+    @property
+    def protection(self) -> Protection:
+        """Raises NotFound for an operation that is not about one VM."""
+        if self.subject is None:
+            raise NotFound("This operation is not about one protection")
+        return self.subject
+
+    @protection.setter
+    def protection(self, value: Protection) -> None:
+        self.subject = value
+
+    def cancelled(self) -> bool:
+        """Did a person ask to end it?"""
+        now = self.tools.repository.operation(self.operation.operation_id)
+        return now is not None and now.cancel_asked
 
     def site(self, site_id: str) -> Site:
         """Raises NotFound when it is not paired here."""
@@ -144,6 +183,7 @@ class Step:
     act: Act
     undo: Callable[[StepContext], None] | None = None
     no_return: bool = False
+    parent: str = ""  # the step that it is shown under
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +192,22 @@ class OperationType:
 
     ``asks``: a failed step becomes a question (try again, undo); else the operation fails with the step's error.
     ``failed``: what must be true in the records after a failure or an undo.
+    ``steps_of``: the steps by the operation's arguments, where they differ. ``stops``: cancelling it leaves what it
+    has done, instead of an undo.
     """
 
     kind: OperationKind
     steps: tuple[Step, ...]
     asks: bool
     ended: Callable[[StepContext, VaporError | None], None]
+    steps_of: Callable[[Mapping[str, Any]], tuple[Step, ...]] | None = None
+    stops: bool = False
+
+    def steps_for(self, args: Mapping[str, Any]) -> tuple[Step, ...]:
+        """The steps of an operation with these arguments; the same ones each time."""
+        return self.steps if self.steps_of is None else self.steps_of(args)
+
+
+def rows(steps: tuple[Step, ...]) -> tuple[StepRow, ...]:
+    """As the journal shows them, none begun."""
+    return tuple(StepRow(name=s.name, title=s.title, no_return=s.no_return, parent=s.parent) for s in steps)
