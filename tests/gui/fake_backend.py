@@ -33,7 +33,7 @@ from vapor_desktop.model.view import (
     Snapshot,
     VmStatus,
 )
-from vapor_desktop.model.wire import ImageFormat, Progress, SeedState
+from vapor_desktop.model.wire import ImageFormat, Progress, Runbook, SeedState
 
 NOW = datetime(2026, 11, 20, 10, 42, 5, tzinfo=UTC)
 MIB = 1 << 20
@@ -303,6 +303,14 @@ class FakeBackend:
 
     def unpin(self, protection_id: str, seq: int) -> None:
         self._take("unpin", protection_id, seq)
+
+    def runbook(self, protection_id: str, seq: int | None = None) -> Runbook:
+        self._take("runbook", protection_id, seq)
+        text = f"RUNBOOK: {protection_id}\n    virsh start {protection_id}\n"
+        return Runbook(
+            vm_uuid="u", vm_name="db01", seq=41, written_at=NOW, path="/r/u/runbook/runbook.txt", domain_path="/r/x",
+            text=text,
+        )  # fmt: skip
 
     def failover_preview(self, protection_id: str) -> FailoverPreview:
         self._take("failover_preview", protection_id)

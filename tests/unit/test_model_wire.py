@@ -71,6 +71,10 @@ EXAMPLES: list[Value] = [
         qemu_version="10.0", now=NOON, boot_id="x", replica_root="/r",
     ),
     wire.PointDomain(domain_xml="<domain/>", disks=("vda",), nvram=True),
+    wire.Runbook(
+        vm_uuid="u", vm_name="web01", seq=None, written_at=NOON, path="/r/u/runbook/runbook.txt", domain_path="",
+        text="RUNBOOK: web01\n",
+    ),
     wire.GiveBackRequest(fence=3, new_epoch=Epoch(number=4, owner="a"), run_epoch=3, reason="undone"),
     wire.ScratchSpace(path="/s", free_bytes=BIG, reserve_bytes=1 << 30, at=NOON),
     wire.TokenExchange(console_name="desk", console_id="c"),

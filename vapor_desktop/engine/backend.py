@@ -25,7 +25,7 @@ from vapor_desktop.model.view import (
     Snapshot,
     VmStatus,
 )
-from vapor_desktop.model.wire import ImageFormat, SeedState
+from vapor_desktop.model.wire import ImageFormat, Runbook, SeedState
 
 OnCheck = Callable[[Check], None]
 OnSeed = Callable[[SeedState], None]
@@ -82,6 +82,9 @@ class Backend(Protocol):
 
     # recovery
     def failover_preview(self, protection_id: str) -> FailoverPreview: ...
+    def runbook(self, protection_id: str, seq: int | None = None) -> Runbook:
+        """How to bring it up by hand at the target, from that point (None: the newest). As the target says now."""
+
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         """Emergency failover to that point (None: newest). Returns seconds from the call to running."""
 

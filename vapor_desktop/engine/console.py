@@ -50,7 +50,7 @@ from vapor_desktop.model.view import (
     Task,
     VmStatus,
 )
-from vapor_desktop.model.wire import ImageFormat, ReplicaView
+from vapor_desktop.model.wire import ImageFormat, ReplicaView, Runbook
 
 _T = TypeVar("_T")
 
@@ -441,6 +441,11 @@ class EngineBackend:
     def failover_preview(self, protection_id: str) -> FailoverPreview:
         """What the sheet states before the button."""
         return self._engine.recovery.preview(protection_id)
+
+    def runbook(self, protection_id: str, seq: int | None = None) -> Runbook:
+        """As the target writes it now. Raises NotFound, SiteUnreachable."""
+        p = self._protection(protection_id)
+        return self._gateway.api(self._near(p.target_site)).runbook(p.vm_uuid, seq)
 
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         """Emergency failover. Returns seconds from the call to running."""

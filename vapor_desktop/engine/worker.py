@@ -287,7 +287,9 @@ class ProtectionWorker:
             error=str(error),
         )
         phase = self._phase_after(protection, error)
-        moved_to = self._epoch_there(protection) if isinstance(error, EpochMoved) else None
+        # A dark source: it may have been taken over on the target's own host, by a person without a console.
+        ask = isinstance(error, EpochMoved) or phase is Phase.SOURCE_UNREACHABLE
+        moved_to = self._epoch_there(protection) if ask else None
 
         def change(p: Protection) -> Protection:
             failures = p.failures if waiting else p.failures + 1

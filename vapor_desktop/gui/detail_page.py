@@ -28,6 +28,7 @@ from vapor_desktop.gui.keyed_table import Field, RecordModel
 from vapor_desktop.gui.protection_columns import Row
 from vapor_desktop.gui.record_table import RecordTable
 from vapor_desktop.gui.rpo_tab import RpoTab
+from vapor_desktop.gui.runbook_tab import RunbookTab
 from vapor_desktop.gui.settings_tab import SettingsTab
 from vapor_desktop.gui.verbs import Verbs
 from vapor_desktop.model.states import Phase, RpoHealth, Severity
@@ -76,6 +77,7 @@ class DetailPage(QWidget):
         self.rpo = RpoTab(context, self)
         self.disks = DisksTab(context, self)
         self.settings = SettingsTab(verbs, self)
+        self.runbook = RunbookTab(context, self)
         self.tabs = QTabWidget(self)
         self._lay_out()
         self.points_table.selectionModel().selectionChanged.connect(self._judge_pins)
@@ -114,6 +116,7 @@ class DetailPage(QWidget):
         self.tabs.addTab(self.disks, "&Disks")
         self.tabs.addTab(self._history_tab(), "&History")
         self.tabs.addTab(self.settings, "&Settings")
+        self.tabs.addTab(self.runbook, "R&unbook")
         box = QVBoxLayout(self)
         box.setContentsMargins(10, 8, 10, 6)
         box.addLayout(top)
@@ -230,6 +233,7 @@ class DetailPage(QWidget):
         self.settings.show_status(status)
         self.rpo.show_protection(status, row.now)
         self.disks.show_protection(row.key)
+        self.runbook.show_protection(row.key)
         self._refresh(force=status.last_seq != self._seq)
         self._seq = status.last_seq
 

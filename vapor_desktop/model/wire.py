@@ -292,6 +292,21 @@ class Run(Value):
     nvram: str | None  # absolute path of the copied varstore
 
 
+class Runbook(Value):
+    """GET /replicas/{vm}/runbook: how to bring the VM up by hand on the site's host; no secret is in it.
+
+    ``path``: where the one for the newest point is kept there; ``domain_path``: the finished definition.
+    """
+
+    vm_uuid: str
+    vm_name: str
+    seq: int | None  # the point it brings up; None: there is none yet
+    written_at: datetime
+    path: str
+    domain_path: str
+    text: str
+
+
 # --- an emulated TPM's state -----------------------------------------------------------------------
 class TpmState(Value):
     """The mover's verb ``tpm-state``: what the next point could hold. ``why``: why it cannot be read."""

@@ -1,4 +1,4 @@
-"""The administrator's verbs on a host: ``vapor-site token|fingerprint|doctor|guard|alarm|rebuild``."""
+"""The administrator's verbs on a host: ``vapor-site token|fingerprint|doctor|guard|alarm|rebuild|runbook|…``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vapor_desktop.site.alarm_targets import try_targets
 from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.doctor import run_checks
 from vapor_desktop.site.enrolments import Enrolments, uuid_text
+from vapor_desktop.site.failover_cli import failover, runbook
 from vapor_desktop.site.guard_cli import guard
 from vapor_desktop.site.guard_hook import prove_or_tell
 from vapor_desktop.site.helper_client import HelperClient
@@ -50,6 +51,8 @@ def cli() -> None:
 
 
 cli.add_command(guard)
+cli.add_command(runbook)
+cli.add_command(failover)
 
 
 @cli.group()

@@ -22,6 +22,7 @@ from vapor_desktop.site.peers import ask_owners
 from vapor_desktop.site.plan_book import PlanBook
 from vapor_desktop.site.replica import ReplicaStore
 from vapor_desktop.site.rpo_alarm import RpoAlarm
+from vapor_desktop.site.runbook import Capable, RunbookKeeper, Runbooks
 from vapor_desktop.site.seeding import Seeding
 from vapor_desktop.site.settings import SiteSettings
 from vapor_desktop.site.site_events import EventLog
@@ -35,7 +36,7 @@ from vapor_desktop.site.watches import Watches
 CHECKS_AGE_S = 20.0
 
 
-class HostHypervisor(GuardedHypervisor, DomainLister, KeptHypervisor, ProvingHypervisor, Protocol):
+class HostHypervisor(GuardedHypervisor, DomainLister, KeptHypervisor, ProvingHypervisor, Capable, Protocol):
     """What the service asks of libvirt; ``LibvirtHypervisor`` has it."""
 
     def versions(self) -> tuple[str, str]: ...
@@ -65,6 +66,8 @@ class Services:
     keeper: GuardKeeper
     versions: VersionWatch
     plans: PlanBook
+    runbooks: Runbooks
+    runbook_keeper: RunbookKeeper
     _checks: tuple[float, tuple[DoctorCheck, ...]] = field(default=(float("-inf"), ()))
 
     def checks(self) -> tuple[DoctorCheck, ...]:
@@ -82,9 +85,11 @@ class Services:
         self.keeper.start()
         self.alarm.start()
         self.tidying.start()
+        self.runbook_keeper.start()
 
     def stop(self) -> None:
         """End the threads; watches and leases stay on file."""
+        self.runbook_keeper.stop()
         self.tidying.stop()
         self.alarm.stop()
         self.keeper.stop()
@@ -113,6 +118,8 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         prove=lambda: None if proven(settings) else prove_or_tell(settings, libvirt),
         patience_s=settings.guard_patience_s,
     )
+    tpm = TpmKeeper(store, helper)
+    runbooks = Runbooks(settings, store, libvirt, tpm, guard, enrolments.peer)
     return Services(
         settings=settings,
         site_id=identity,
@@ -127,10 +134,12 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         guardian=Guardian(Watches(settings.watches_dir), libvirt, events),
         alarm=RpoAlarm(store.list, events, alarm_state, settings.alarm.every_s),
         seeding=Seeding(store, helper, settings.run_dir),
-        tpm=TpmKeeper(store, helper),
+        tpm=tpm,
         tidying=Tidying(store),
         guard=guard,
         keeper=keeper,
         versions=VersionWatch(libvirt),
         plans=PlanBook(settings.plans_dir),
+        runbooks=runbooks,
+        runbook_keeper=RunbookKeeper(store, runbooks),
     )

@@ -38,6 +38,7 @@ from vapor_desktop.model.wire import (
     ReplicaCreate,
     ReplicaView,
     Run,
+    Runbook,
     RunRequest,
     ScratchSpace,
     SeedRequest,
@@ -170,6 +171,10 @@ class HttpSiteApi:
     def point_domain(self, vm_uuid: str, seq: int) -> PointDomain:
         """The configuration a point carries; it may hold the VM's secrets."""
         return self._get(PointDomain, f"{_point(vm_uuid, seq)}/domain")
+
+    def runbook(self, vm_uuid: str, seq: int | None) -> Runbook:
+        """How to bring it up by hand there, from that point (None: the newest)."""
+        return self._get(Runbook, f"{_replica(vm_uuid)}/runbook" + (f"?point={seq}" if seq is not None else ""))
 
     def drop_point(self, vm_uuid: str, seq: int, grant: WriteGrant) -> Manifest:
         """Merge the next point down into this one. May take long."""

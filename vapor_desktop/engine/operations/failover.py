@@ -18,11 +18,13 @@ from vapor_desktop.model.domain_xml.mark import Mark, read_mark
 from vapor_desktop.model.domain_xml.parse import parse_domain
 from vapor_desktop.model.domain_xml.preflight import Finding, preflight
 from vapor_desktop.model.domain_xml.target import TargetDomain, build_target
-from vapor_desktop.model.errors import Conflict, DomainNotFound, HypervisorFailed, NotFound, StartFailed, VaporError
+from vapor_desktop.model.errors import DomainNotFound, HypervisorFailed, StartFailed, VaporError
 from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.states import Phase, Severity
+from vapor_desktop.model.takeover import check_strangers, choose_point, next_epoch
+from vapor_desktop.model.takeover import has_kvm as has_kvm
 from vapor_desktop.model.view import FailoverPoint
 from vapor_desktop.model.wire import Run, RunRequest
 
@@ -59,7 +61,7 @@ def _check(ctx: StepContext) -> Result:
     ctx.protection = with_networks(told, ctx.operation.args)
     seq = _choose(manifest, ctx.operation.args.get("seq"))
     carried = api.point_domain(p.vm_uuid, seq)
-    check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=_epoch(manifest, target))
+    check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=next_epoch(manifest, target))
     return {"seq": seq}
 
 
@@ -90,20 +92,9 @@ def check_target(ctx: StepContext, domain_xml: str, disks: Sequence[str], *, nvr
 
 def _look_for_strangers(p: Protection, hv: Hypervisor, epoch: Epoch) -> None:
     """Raises Conflict for a domain at the target that has its name or its UUID and is not this failover's."""
-    for domain in hv.domains():
-        if domain.vm_uuid == p.vm_uuid:
-            mark = read_mark(hv.domain_xml(p.vm_uuid, secure=False))
-            ours = mark is not None and mark.protection_id == p.protection_id
-            if not ours or (domain.live_id is not None and mark is not None and mark.epoch != epoch.number):
-                raise Conflict(
-                    f"The target has a VM of that UUID that is not this failover's: “{domain.name}” ({domain.state})",
-                    fix="Shut it down and undefine it there, if it is not the one you want to keep",
-                )
-        elif domain.name == p.vm_name:
-            raise Conflict(
-                f"The target has another VM named “{domain.name}”",
-                fix="Rename that one (virsh domrename) and try again",
-            )
+    check_strangers(
+        p.vm_uuid, p.vm_name, p.protection_id, epoch, hv.domains(), lambda vm: hv.domain_xml(vm, secure=False)
+    )
 
 
 def _take_over(ctx: StepContext) -> Result:
@@ -115,17 +106,10 @@ def _take_over(ctx: StepContext) -> Result:
     manifest = api.replica(p.vm_uuid).manifest
     # The newest of now: a cycle may have published one more since the check. Never an older one than was checked.
     chosen = _choose(manifest, ctx.operation.args.get("seq"))
-    epoch = _epoch(manifest, target)
+    epoch = next_epoch(manifest, target)
     run = api.run(p.vm_uuid, RunRequest(fence=lease.fence, new_epoch=epoch, seq=chosen, reason=reason))
     ctx.note(f"Overlays on recovery point {run.seq}, epoch {epoch.number}")
     return {"seq": run.seq, "epoch": epoch.number}
-
-
-def _epoch(manifest: Manifest, target: str) -> Epoch:
-    """The next epoch, or the one this very failover already took before it broke off."""
-    if manifest.epoch.owner == target and str(manifest.epoch.number) in manifest.runs:
-        return manifest.epoch
-    return Epoch(number=manifest.epoch.number + 1, owner=target)
 
 
 def _start(ctx: StepContext) -> Result:
@@ -261,22 +245,7 @@ def vm_state(hypervisor: Hypervisor, vm_uuid: str) -> str:
 
 def _choose(manifest: Manifest, wanted: object) -> int:
     """``wanted``: a point's number as the operation's arguments hold it; None for the newest."""
-    if wanted is not None:
-        seq = int(str(wanted))
-        if manifest.entry(seq) is None:
-            raise NotFound(f"There is no recovery point {seq} of “{manifest.vm_name}”")
-        return seq
-    newest = manifest.newest
-    if newest is None:
-        raise NotFound(
-            f"“{manifest.vm_name}” has no complete recovery point", fix="Nothing can be failed over to yet"
-        )
-    return newest.seq
-
-
-def has_kvm(capabilities_xml: str) -> bool:
-    """Does the host offer KVM? From libvirt's capabilities."""
-    return "<domain type='kvm'" in capabilities_xml or '<domain type="kvm"' in capabilities_xml
+    return choose_point(manifest, None if wanted is None else int(str(wanted)))
 
 
 def effects(protection: Protection, source: str, target: str, networks: Sequence[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from vapor_desktop.model.wire import (
     ReplicaCreate,
     ReplicaView,
     Run,
+    Runbook,
     RunRequest,
     SeedRequest,
     SeedState,
@@ -156,6 +157,12 @@ def run(vm: str, body: RunRequest, caller: Operator, site: Site) -> Run:
         console=caller.console_name,
     )
     return site.store.run(_vm(vm), body)
+
+
+@router.get("/{vm}/runbook")
+def runbook(vm: str, _caller: Viewer, site: Site, point: int | None = None) -> Runbook:
+    """How to bring the VM up by hand on this host, from its newest point or another."""
+    return site.runbooks.write(_vm(vm), point)
 
 
 @router.post("/{vm}/give-back")

@@ -108,6 +108,11 @@ class Layout:
         """A directory per epoch in which the VM ran here."""
         return self.top / "run"
 
+    @property
+    def runbook(self) -> Path:
+        """``runbook.txt`` and the definitions that it names."""
+        return self.top / "runbook"
+
     def point(self, seq: int) -> Path:
         """``points/000041``."""
         return self.points / f"{seq:06d}"

@@ -28,6 +28,10 @@ class References:
         wanted = file_id(image)
         return [c for c, b in self.backings if b == image or (wanted is not None and file_id(b) == wanted)]
 
+    def backings_of(self, image: Path) -> list[Path]:
+        """The file directly below ``image``, by the name that its head has."""
+        return [backing for child, backing in self.backings if child == image]
+
     def used_by_domain(self, image: Path) -> bool:
         """Whether a domain of the host names the file itself."""
         return file_id(image) in self.used

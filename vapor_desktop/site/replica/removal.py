@@ -28,6 +28,7 @@ _KNOWN: dict[str, tuple[re.Pattern[str], re.Pattern[str] | None]] = {
     "points": (re.compile(r"(?!)"), _POINT),
     "digests": (re.compile(r".*\.(table|at)|\..*\.new"), None),
     "run": (re.compile(r"(?!)"), None),
+    "runbook": (re.compile(r"runbook\.txt|domain-[\w-]+\.xml|\..*\.new"), None),
 }
 
 

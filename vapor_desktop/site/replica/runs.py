@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vapor_desktop.model.errors import Conflict, EpochMoved, InvalidRequest, NotFound
 from vapor_desktop.model.manifest import Manifest, PointEntry
+from vapor_desktop.model.runbook import by_hand
 from vapor_desktop.model.wire import GiveBackRequest, Run, RunRequest
 from vapor_desktop.site.replica import images, index, steps
 from vapor_desktop.site.replica import record as records
@@ -44,7 +47,20 @@ def make(layout: Layout, manifest: Manifest, request: RunRequest, site_id: str, 
         raise NotFound(f"There is no recovery point {request.seq} of VM {manifest.vm_name}")
     number = request.new_epoch.number
     clear(layout, manifest, refs)
-    directory = layout.run(number)
+    directory = _made_by_hand(layout, number, entry, refs)
+    if directory is None:
+        directory = layout.run(number)
+        _make_overlays(layout, directory, entry)
+    paths = {target: f"run/{directory.name}/{target}.qcow2" for target in entry.files}
+    pinned = entry.model_copy(update={"pins": (*entry.pins, pin_of(number))})
+    update = {"epoch": request.new_epoch, "runs": {**manifest.runs, str(number): paths}}
+    after = index.save(layout, manifest, index.replaced(manifest, pinned).model_copy(update=update))
+    for seq, _, record in records.unfinished(layout):  # a receive that goes on is refused from here on
+        discard(layout, seq, record)
+    return _described(layout, after, request, pinned)
+
+
+def _make_overlays(layout: Layout, directory: Path, entry: PointEntry) -> None:
     make_dir(layout.runs)
     make_dir(directory)
     for target, name in entry.files.items():
@@ -56,13 +72,27 @@ def make(layout: Layout, manifest: Manifest, request: RunRequest, site_id: str, 
     if varstore.exists():
         write_durable(directory / _NVRAM, varstore.read_bytes())
     sync_dir(directory)
-    paths = {target: f"run/{number}/{target}.qcow2" for target in entry.files}
-    pinned = entry.model_copy(update={"pins": (*entry.pins, pin_of(number))})
-    update = {"epoch": request.new_epoch, "runs": {**manifest.runs, str(number): paths}}
-    after = index.save(layout, manifest, index.replaced(manifest, pinned).model_copy(update=update))
-    for seq, _, record in records.unfinished(layout):  # a receive that goes on is refused from here on
-        discard(layout, seq, record)
-    return _described(layout, after, request, pinned)
+
+
+def _made_by_hand(layout: Layout, epoch: int, entry: PointEntry, refs: References) -> Path | None:
+    """The overlays that a person made by the runbook and a VM of this host uses: they become this run's.
+
+    Raises Conflict when the VM was brought up by hand from another point.
+    """
+    wanted = layout.runs / by_hand(epoch, entry.seq)
+    for directory in layout.runs.glob("by-hand-*") if layout.runs.is_dir() else ():
+        if not any(refs.used_by_domain(image) for image in directory.iterdir()):
+            continue
+        if directory != wanted:
+            raise Conflict(
+                f"The VM was brought up by hand here, on {directory.name}",
+                fix="Fail over to that very point, which takes over what was done, or undo it as its runbook says",
+            )
+        for target, name in entry.files.items():
+            if layout.disks / name not in refs.backings_of(wanted / f"{target}.qcow2"):
+                raise Conflict(f"{wanted / target}.qcow2 does not stand on recovery point {entry.seq}")
+        return wanted
+    return None
 
 
 def give_back(layout: Layout, manifest: Manifest, request: GiveBackRequest, refs: References) -> Manifest:
@@ -86,17 +116,18 @@ def give_back(layout: Layout, manifest: Manifest, request: GiveBackRequest, refs
         update = {"epoch": request.new_epoch, "runs": runs, "points": points}
         manifest = index.save(layout, manifest, manifest.model_copy(update=update))
     if layout.run(run).is_dir() and str(run) not in manifest.runs:
-        remove_flat(layout.run(run))
+        remove_flat(layout.run(run))  # overlays made by hand stay: a person made them
     return manifest
 
 
 def _described(layout: Layout, manifest: Manifest, request: RunRequest, entry: PointEntry) -> Run:
     number = request.new_epoch.number
-    varstore = layout.run(number) / _NVRAM
+    disks = {target: str(layout.top / path) for target, path in manifest.runs[str(number)].items()}
+    varstore = next((Path(path).parent for path in disks.values()), layout.run(number)) / _NVRAM
     return Run(
         epoch=request.new_epoch,
         seq=entry.seq,
-        disks={target: str(layout.top / path) for target, path in manifest.runs[str(number)].items()},
+        disks=disks,
         domain_xml=(layout.point(entry.seq) / "domain.xml").read_text(),
         nvram=str(varstore) if varstore.exists() else None,
     )

@@ -40,6 +40,7 @@ from vapor_desktop.site.replica import (
     recover,
     references,
     removal,
+    runbooks,
     runs,
     seed,
 )
@@ -478,6 +479,29 @@ class ReplicaStore:
             manifest = self._load(layout)
             self._check_lease(layout.vm, request.fence)
             return runs.give_back(layout, manifest, request, self._scan())
+
+    # --- the runbook -------------------------------------------------------------------------------
+    def folder(self, vm: str) -> Path:
+        """The replica's directory. Raises NotFound."""
+        return self._layout(vm).top
+
+    def changed(self, vm: str) -> tuple[int, int] | None:
+        """Something that differs after every change of the manifest; None while there is none."""
+        try:
+            found = self._layout(vm).manifest.stat()
+        except (FileNotFoundError, NotFound):
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def keep_runbook(self, manifest: Manifest, text: str | None, xml_name: str, xml: str) -> None:
+        """Write the definition, then the text that names it; ``text`` None: the definition alone.
+
+        Raises NotFound, ParentMoved (the manifest has moved on since), ManifestInvalid.
+        """
+        with self._locked(manifest.vm_uuid) as layout:
+            if self._load(layout).generation != manifest.generation:
+                raise ParentMoved("The replica changed while its runbook was written")
+            runbooks.keep(layout, text, xml_name, xml)
 
     # --- after a crash -----------------------------------------------------------------------------
     def reconcile(self, vm: str) -> Manifest:
