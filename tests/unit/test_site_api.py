@@ -378,6 +378,7 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/tpm", "/replicas/{vm}/points/{seq}/tpm",
         "/replicas/{vm}/seed", "/replicas/{vm}/settings", "/replicas/{vm}/current-as-of",
         "/replicas/{vm}/runs", "/replicas/{vm}/give-back", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
+        "/replicas/{vm}/runbook",
         "/guardian/events", "/guardian/scratch", "/guard", "/guard/{vm}", "/plans", "/plans/{plan}", "/probes/tcp",
     }  # fmt: skip
     assert set(paths) == {f"/api/v1{path}" for path in told}
