@@ -377,6 +377,7 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/replicas/{vm}/points/{seq}/pins", "/replicas/{vm}/incoming",
         "/tpm", "/replicas/{vm}/points/{seq}/tpm",
         "/replicas/{vm}/seed", "/replicas/{vm}/settings", "/replicas/{vm}/current-as-of",
+        "/replicas/{vm}/commit", "/replicas/{vm}/epoch", "/replicas/{vm}/runs/{epoch}/let-go",
         "/replicas/{vm}/runs", "/replicas/{vm}/give-back", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
         "/replicas/{vm}/runbook",
         "/guardian/events", "/guardian/scratch", "/guard", "/guard/{vm}", "/plans", "/plans/{plan}", "/probes/tcp",

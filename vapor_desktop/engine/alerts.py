@@ -34,6 +34,11 @@ def conditions(protections: Iterable[ProtectionStatus], sites: Iterable[SiteStat
             found.append(
                 Alert(f"error:{p.key}", now, None, Severity.WARNING, f"Replication fails: {name}", text, p.key)
             )
+        ask_at = p.protection.commit_ask_at
+        if p.protection.phase is Phase.PROVISIONAL and ask_at is not None and now >= ask_at:
+            text = f"It runs at {p.target_name} since a failover that nobody has committed or rolled back"
+            title = f"Commit or roll back: {name}"
+            found.append(Alert(f"commit:{p.key}", now, None, Severity.WARNING, title, text, p.key))
     for s in sites:
         if s.reachable is False:
             text = s.error or "It does not answer"

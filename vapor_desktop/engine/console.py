@@ -652,7 +652,6 @@ def _asked(look: Callable[[], _T]) -> tuple[_T | None, str]:
 
 
 def _from_manifest(m: Manifest, now: datetime) -> Protection:
-    over = m.epoch.owner == m.target_site
     return Protection(
         protection_id=m.protection_id,
         vm_uuid=m.vm_uuid,
@@ -664,9 +663,15 @@ def _from_manifest(m: Manifest, now: datetime) -> Protection:
         settings_version=m.settings_version,
         epoch_number=m.epoch.number,
         epoch_owner=m.epoch.owner,
-        phase=Phase.FAILED_OVER if over else Phase.SOURCE_UNREACHABLE,
+        phase=_phase_of(m),
         created_at=now,
     )
+
+
+def _phase_of(m: Manifest) -> Phase:
+    if m.epoch.owner != m.target_site:
+        return Phase.SOURCE_UNREACHABLE
+    return Phase.PROVISIONAL if m.provisional == m.epoch.number else Phase.FAILED_OVER
 
 
 def _banners(rows: Sequence[ProtectionStatus], engine: str) -> tuple[Banner, ...]:
@@ -679,6 +684,10 @@ def _banners(rows: Sequence[ProtectionStatus], engine: str) -> tuple[Banner, ...
         text = f"{names} {'was' if len(over) == 1 else 'were'} failed over and not protected now"
         found.append(Banner("failed-over", Severity.WARNING, text, "open-vm", over[0].key))
     for r in rows:
+        if r.protection.phase is Phase.PROVISIONAL:
+            name = r.protection.vm_name
+            text = f"{name} runs at {r.target_name} provisionally: commit the failover, or roll it back"
+            found.append(Banner(f"provisional:{r.key}", Severity.WARNING, text, "open-vm", r.key))
         found += [
             Banner(f"warning:{r.key}:{text}", Severity.WARNING, f"{r.protection.vm_name}: {text}", "open-vm", r.key)
             for text in r.protection.warnings

@@ -18,7 +18,9 @@ from vapor_desktop.model.plans import Plan, PlanStatus
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import Alert, Check, SiteProbe
 from vapor_desktop.model.wire import (
+    CommitRequest,
     CurrentAsOf,
+    EpochRequest,
     GiveBackRequest,
     GuardianEvent,
     GuardRecord,
@@ -28,6 +30,7 @@ from vapor_desktop.model.wire import (
     Identity,
     Lease,
     LeaseRequest,
+    LetGoRequest,
     PlaceTpm,
     PlanWrite,
     PointDomain,
@@ -158,6 +161,15 @@ class SiteApi(Protocol):
     def point_tpm(self, vm_uuid: str, seq: int) -> TpmSupport: ...
     def place_tpm(self, vm_uuid: str, seq: int, request: PlaceTpm) -> TpmPlaced: ...
     def give_back(self, vm_uuid: str, request: GiveBackRequest) -> Manifest: ...
+    def commit(self, vm_uuid: str, request: CommitRequest) -> Manifest:
+        """A provisional run stands. Raises EpochMoved. Idempotent."""
+
+    def raise_epoch(self, vm_uuid: str, request: EpochRequest) -> Manifest:
+        """The owner's epoch rises, nothing changes hands. Raises EpochMoved. Idempotent."""
+
+    def let_go(self, vm_uuid: str, run_epoch: int, request: LetGoRequest) -> Manifest:
+        """Delete what a kept run has written. Raises Conflict (in use). Idempotent."""
+
     def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease: ...
     def renew_lease(self, vm_uuid: str, fence: int, ttl_s: float) -> Lease: ...
     def release_lease(self, vm_uuid: str, fence: int) -> None: ...

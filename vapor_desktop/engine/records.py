@@ -117,6 +117,18 @@ def failed_over(epoch_number: int, owner: str) -> Change:
             if p.phase is not Phase.FAILED_OVER
             else p.phase
         )
-        return p.model_copy(update={"phase": phase, "epoch_number": epoch_number, "epoch_owner": owner})
+        update = {"phase": phase, "epoch_number": epoch_number, "epoch_owner": owner, "commit_ask_at": None}
+        return p.model_copy(update=update)
+
+    return change
+
+
+def provisional(epoch_number: int, owner: str, ask_at: datetime) -> Change:
+    """A change to *provisional*: it runs at the target until a person commits it or rolls it back."""
+
+    def change(p: Protection) -> Protection:
+        phase = move(move(p.phase, Phase.FAILING_OVER), Phase.PROVISIONAL)
+        update = {"phase": phase, "epoch_number": epoch_number, "epoch_owner": owner, "commit_ask_at": ask_at}
+        return p.model_copy(update={**update, "last_error": None, "last_error_code": None})
 
     return change

@@ -104,6 +104,14 @@ class PointEntry(Value):
     config: str = ""  # digest of the domain XML, NVRAM and TPM state of the point; "": not known
 
 
+class KeptRun(Value):
+    """What a VM wrote here in a run that is over: its overlays stay, and pin their point, until let go."""
+
+    name: str
+    at: datetime  # since when it is over, on the target's clock
+    seq: int  # the point it ran on
+
+
 class Manifest(Value):
     """``manifest.json``."""
 
@@ -121,6 +129,8 @@ class Manifest(Value):
     next_seq: Annotated[int, Field(ge=1)] = 1
     points: tuple[PointEntry, ...] = ()  # oldest first
     runs: dict[str, dict[str, str]] = {}  # epoch number -> {disk target: overlay path below the replica}
+    provisional: int = 0  # number of the epoch whose run here nobody has committed yet; 0: none
+    kept: dict[str, KeptRun] = {}  # epoch number in ``runs`` -> a run that is over
     checksum: str = ""
 
     @property

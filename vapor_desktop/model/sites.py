@@ -50,3 +50,4 @@ class Protection(Value):
     failures: int = 0
     not_before: datetime | None = None  # back-off
     warnings: tuple[str, ...] = ()  # "not fully protected: …"
+    commit_ask_at: datetime | None = None  # when a person is asked to commit a provisional failover, or roll it back

@@ -89,7 +89,14 @@ LEGAL: dict[Phase, frozenset[Phase]] = {
     Phase.FAILED_OVER: frozenset({Phase.REPROTECTING, Phase.FAILING_OVER, Phase.SPLIT_BRAIN_RISK, Phase.SPLIT_BRAIN}),
     Phase.REPROTECTING: frozenset(_SOURCE_SIDE | {Phase.FAILED_OVER, Phase.SPLIT_BRAIN_RISK, Phase.SPLIT_BRAIN}),
     Phase.SPLIT_BRAIN_RISK: frozenset(
-        {Phase.SPLIT_BRAIN, Phase.FAILED_OVER, Phase.PROVISIONAL, Phase.REPROTECTING, Phase.PROTECTED}
+        {
+            Phase.SPLIT_BRAIN,
+            Phase.FAILED_OVER,
+            Phase.PROVISIONAL,
+            Phase.FAILING_OVER,
+            Phase.REPROTECTING,
+            Phase.PROTECTED,
+        }
     ),
     Phase.SPLIT_BRAIN: frozenset({Phase.SPLIT_BRAIN_RISK, Phase.FAILED_OVER, Phase.REPROTECTING, Phase.PROTECTED}),
 }

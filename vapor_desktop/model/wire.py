@@ -195,6 +195,8 @@ class ReplicaView(Value):
     incoming: IncomingView | None
     files_in_chain: int
     disk_bytes: dict[str, int] = {}  # disk target -> bytes that its points and its unfinished copy take up
+    run_bytes: dict[str, dict[str, int]] = {}  # epoch -> disk -> bytes that its run has written
+    run_written_at: dict[str, datetime] = {}  # epoch -> when its overlays were last written, on this site's clock
     seeded: tuple[str, ...] = ()  # disks whose first copy stands on an image that was at the target already
     valid: bool
     trouble: dict[str, Any] | None = None
@@ -273,12 +275,41 @@ class MergeRequest(Value):
 class RunRequest(Value):
     """POST /replicas/{vm}/runs: take the VM over. CAS on the epoch, then an overlay per disk on ``seq``.
 
-    Idempotent for the same new epoch. The caller holds this site's lease.
+    Idempotent for the same new epoch. The caller holds this site's lease. ``provisional``: until it is committed.
+    A run that was the VM's until now is kept, as ``keep_as``.
     """
 
     fence: int
     new_epoch: Epoch
     seq: int
+    reason: str
+    provisional: bool = False
+    keep_as: str = ""
+
+
+class CommitRequest(Value):
+    """POST /replicas/{vm}/commit: the run of ``epoch`` is no longer provisional. Idempotent."""
+
+    fence: int
+    epoch: int
+    reason: str
+
+
+class EpochRequest(Value):
+    """POST /replicas/{vm}/epoch: the owner's epoch rises, because the other site has heard of a higher one.
+
+    Nothing changes hands: another owner than the manifest's is EPOCH-MOVED. Idempotent.
+    """
+
+    fence: int
+    new_epoch: Epoch
+    reason: str
+
+
+class LetGoRequest(Value):
+    """POST /replicas/{vm}/runs/{epoch}/let-go: delete a kept run's overlays. Not the run the VM is in. Idempotent."""
+
+    fence: int
     reason: str
 
 
@@ -348,12 +379,14 @@ class GiveBackRequest(Value):
     """POST /replicas/{vm}/give-back: the undo of a take-over before the VM ran here.
 
     The source owns the VM again under ``new_epoch``; the overlays of ``run_epoch`` go, unless something uses them.
+    ``keep_as``: it did run here, and lost: the overlays stay under that name.
     """
 
     fence: int
     new_epoch: Epoch
     run_epoch: int
     reason: str
+    keep_as: str = ""
 
 
 # --- guardian --------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from vapor_desktop.model.plans import Plan
 from vapor_desktop.model.rpo import ClockOffset
 from vapor_desktop.model.wire import (
     API_VERSION,
+    CommitRequest,
     CurrentAsOf,
     EnrolConsole,
     EnrolPeer,
+    EpochRequest,
     GiveBackRequest,
     GuardianEvent,
     GuardRecord,
@@ -29,6 +31,7 @@ from vapor_desktop.model.wire import (
     Identity,
     Lease,
     LeaseRequest,
+    LetGoRequest,
     MergeRequest,
     PeerCheck,
     PinRequest,
@@ -223,6 +226,18 @@ class HttpSiteApi:
     def give_back(self, vm_uuid: str, request: GiveBackRequest) -> Manifest:
         """Undo a take-over while the VM has not run there."""
         return self._send(Manifest, "POST", f"{_replica(vm_uuid)}/give-back", request)
+
+    def commit(self, vm_uuid: str, request: CommitRequest) -> Manifest:
+        """A provisional failover stands."""
+        return self._send(Manifest, "POST", f"{_replica(vm_uuid)}/commit", request)
+
+    def raise_epoch(self, vm_uuid: str, request: EpochRequest) -> Manifest:
+        """The owner's epoch rises. Raises EpochMoved for another owner."""
+        return self._send(Manifest, "POST", f"{_replica(vm_uuid)}/epoch", request)
+
+    def let_go(self, vm_uuid: str, run_epoch: int, request: LetGoRequest) -> Manifest:
+        """Delete what a kept run has written."""
+        return self._send(Manifest, "POST", f"{_replica(vm_uuid)}/runs/{run_epoch}/let-go", request)
 
     # --- leases ---------------------------------------------------------------------------------
     def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease:

@@ -8,6 +8,7 @@ it acts, so a broken failover is finished by doing it again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from vapor_desktop.engine import records
 from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext, with_networks
@@ -29,6 +30,8 @@ from vapor_desktop.model.view import FailoverPoint
 from vapor_desktop.model.wire import Run, RunRequest
 
 START_DEADLINE_S = 30.0
+# A provisional failover runs this long before a person is asked to commit it or to roll it back.
+COMMIT_ASK = timedelta(hours=1)
 
 
 def points_of(manifest: Manifest, clock: Clock, target_offset: rpo.ClockOffset | None) -> tuple[FailoverPoint, ...]:
@@ -59,7 +62,7 @@ def _check(ctx: StepContext) -> Result:
     # Another console may have mapped its networks anew since ours last heard of it.
     told = records.update(ctx.tools.repository, p.protection_id, records.settings_of(manifest))
     ctx.protection = with_networks(told, ctx.operation.args)
-    seq = _choose(manifest, ctx.operation.args.get("seq"))
+    seq = wanted_point(manifest, ctx.operation.args.get("seq"))
     carried = api.point_domain(p.vm_uuid, seq)
     check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=next_epoch(manifest, target))
     return {"seq": seq}
@@ -69,7 +72,7 @@ def check_target(ctx: StepContext, domain_xml: str, disks: Sequence[str], *, nvr
     """Raises Conflict (a stranger has its name or UUID), StartFailed (the host lacks something). Changes nothing."""
     p, target = ctx.protection, ctx.site(ctx.protection.target_site)
     hv = ctx.hypervisor(target.site_id)
-    _look_for_strangers(p, hv, epoch)
+    look_for_strangers(p, hv, epoch)
     folder = f"{target.replica_root}/{p.vm_uuid}"
     capabilities = hv.capabilities_xml()
     kvm = has_kvm(capabilities)
@@ -90,7 +93,7 @@ def check_target(ctx: StepContext, domain_xml: str, disks: Sequence[str], *, nvr
         )
 
 
-def _look_for_strangers(p: Protection, hv: Hypervisor, epoch: Epoch) -> None:
+def look_for_strangers(p: Protection, hv: Hypervisor, epoch: Epoch) -> None:
     """Raises Conflict for a domain at the target that has its name or its UUID and is not this failover's."""
     check_strangers(
         p.vm_uuid, p.vm_name, p.protection_id, epoch, hv.domains(), lambda vm: hv.domain_xml(vm, secure=False)
@@ -105,9 +108,10 @@ def _take_over(ctx: StepContext) -> Result:
     lease = ctx.lease(target, takeover=reason)
     manifest = api.replica(p.vm_uuid).manifest
     # The newest of now: a cycle may have published one more since the check. Never an older one than was checked.
-    chosen = _choose(manifest, ctx.operation.args.get("seq"))
+    chosen = wanted_point(manifest, ctx.operation.args.get("seq"))
     epoch = next_epoch(manifest, target)
-    run = api.run(p.vm_uuid, RunRequest(fence=lease.fence, new_epoch=epoch, seq=chosen, reason=reason))
+    request = RunRequest(fence=lease.fence, new_epoch=epoch, seq=chosen, reason=reason, provisional=True)
+    run = api.run(p.vm_uuid, request)
     ctx.note(f"Overlays on recovery point {run.seq}, epoch {epoch.number}")
     return {"seq": run.seq, "epoch": epoch.number}
 
@@ -126,6 +130,7 @@ def _start(ctx: StepContext) -> Result:
             new_epoch=epoch,
             seq=taken["seq"],
             reason=ctx.operation.reason,
+            provisional=True,
         )
         notes = define_run(ctx, ctx.api(target).run(vm, request), request.fence, fresh_genid=True)
         if vm_state(hv, vm) == "paused":
@@ -134,7 +139,7 @@ def _start(ctx: StepContext) -> Result:
             hv.start(vm)
     if not ctx.wait_until(lambda: vm_state(hv, vm) == "running", START_DEADLINE_S, 0.05):
         raise StartFailed(f"“{p.vm_name}” was started at the target but is {vm_state(hv, vm)}")
-    _look_for_strangers(p, hv, Epoch(number=taken["epoch"], owner=target))
+    look_for_strangers(p, hv, Epoch(number=taken["epoch"], owner=target))
     seconds = (ctx.tools.clock.now() - ctx.operation.started_at).total_seconds()
     ctx.note(f"Running after {seconds:.1f} s")
     return {"running_after_s": seconds, "notes": list(notes)}
@@ -157,8 +162,9 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
             )
         return
     taken = ctx.done["take-over"]
-    records.update(repository, p.protection_id, records.failed_over(taken["epoch"], p.target_site))
-    text = f"Failed over from point {taken['seq']} in {ctx.done['start']['running_after_s']:.1f} s"
+    change = records.provisional(taken["epoch"], p.target_site, now + COMMIT_ASK)
+    records.update(repository, p.protection_id, change)
+    text = f"Failed over from point {taken['seq']} in {ctx.done['start']['running_after_s']:.1f} s; not committed yet"
     lines = [(text, "failed-over"), *((n, "failover-note") for n in ctx.done["start"]["notes"])]
     for line, kind in lines:
         records.note(repository, now, kind, line, severity=Severity.WARNING, protection_id=p.protection_id)
@@ -243,7 +249,7 @@ def vm_state(hypervisor: Hypervisor, vm_uuid: str) -> str:
         return "undefined"
 
 
-def _choose(manifest: Manifest, wanted: object) -> int:
+def wanted_point(manifest: Manifest, wanted: object) -> int:
     """``wanted``: a point's number as the operation's arguments hold it; None for the newest."""
     return choose_point(manifest, None if wanted is None else int(str(wanted)))
 
@@ -256,5 +262,6 @@ def effects(protection: Protection, source: str, target: str, networks: Sequence
         f"Its networks at {target}: {where}. Autostart stays off.",
         f"{target} becomes its owner (epoch {protection.epoch_number + 1}); replication from {source} stops.",
         f"What was written at {source} after the chosen point is not at {target}.",
+        "It is provisional until you commit it; until then you can roll back to another point.",
         f"If “{protection.vm_name}” still runs at {source}, it will run twice: switch it off there first.",
     )

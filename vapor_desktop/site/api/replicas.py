@@ -6,8 +6,11 @@ from fastapi import APIRouter
 
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.wire import (
+    CommitRequest,
     CurrentAsOf,
+    EpochRequest,
     GiveBackRequest,
+    LetGoRequest,
     MergeRequest,
     PinRequest,
     PlaceTpm,
@@ -177,6 +180,30 @@ def give_back(vm: str, body: GiveBackRequest, caller: Operator, site: Site) -> M
         console=caller.console_name,
     )
     return site.store.give_back(_vm(vm), body)
+
+
+@router.post("/{vm}/commit")
+def commit(vm: str, body: CommitRequest, caller: Operator, site: Site) -> Manifest:
+    """A failover that was provisional stands."""
+    told = {"epoch": body.epoch, "reason": body.reason}
+    site.audit("commit", vm_uuid=_vm(vm), **told, token_id=caller.token_id, console=caller.console_name)
+    return site.store.commit(_vm(vm), body)
+
+
+@router.post("/{vm}/epoch")
+def raise_epoch(vm: str, body: EpochRequest, caller: Operator, site: Site) -> Manifest:
+    """The epoch rises, its owner stays."""
+    told = {"epoch": body.new_epoch.number, "reason": body.reason}
+    site.audit("raise-epoch", vm_uuid=_vm(vm), **told, token_id=caller.token_id, console=caller.console_name)
+    return site.store.raise_epoch(_vm(vm), body)
+
+
+@router.post("/{vm}/runs/{epoch}/let-go")
+def let_go(vm: str, epoch: int, body: LetGoRequest, caller: Operator, site: Site) -> Manifest:
+    """Delete what a run that is over has written."""
+    told = {"epoch": epoch, "reason": body.reason}
+    site.audit("let-go", vm_uuid=_vm(vm), **told, token_id=caller.token_id, console=caller.console_name)
+    return site.store.let_go(_vm(vm), epoch, body)
 
 
 def _vm(text: str) -> str:

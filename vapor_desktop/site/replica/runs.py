@@ -8,7 +8,7 @@ from vapor_desktop.model.errors import Conflict, EpochMoved, InvalidRequest, Not
 from vapor_desktop.model.manifest import Manifest, PointEntry
 from vapor_desktop.model.runbook import by_hand
 from vapor_desktop.model.wire import GiveBackRequest, Run, RunRequest
-from vapor_desktop.site.replica import images, index, steps
+from vapor_desktop.site.replica import images, index, kept, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import make_dir, remove_flat, sync_dir, sync_file, write_durable
 from vapor_desktop.site.replica.incoming import discard
@@ -16,11 +16,7 @@ from vapor_desktop.site.replica.layout import BLOB_FILES, Layout, numbered
 from vapor_desktop.site.replica.references import References
 
 _NVRAM = BLOB_FILES["nvram"]
-
-
-def pin_of(epoch: int) -> str:
-    """The pin by which a run holds its point."""
-    return f"run:{epoch}"
+pin_of = kept.pin_of
 
 
 def earlier(layout: Layout, manifest: Manifest, request: RunRequest) -> Run | None:
@@ -53,7 +49,12 @@ def make(layout: Layout, manifest: Manifest, request: RunRequest, site_id: str, 
         _make_overlays(layout, directory, entry)
     paths = {target: f"run/{directory.name}/{target}.qcow2" for target in entry.files}
     pinned = entry.model_copy(update={"pins": (*entry.pins, pin_of(number))})
-    update = {"epoch": request.new_epoch, "runs": {**manifest.runs, str(number): paths}}
+    update = {
+        "epoch": request.new_epoch,
+        "runs": {**manifest.runs, str(number): paths},
+        "kept": kept.with_present_run(manifest, request.keep_as),
+        "provisional": number if request.provisional else 0,
+    }
     after = index.save(layout, manifest, index.replaced(manifest, pinned).model_copy(update=update))
     for seq, _, record in records.unfinished(layout):  # a receive that goes on is refused from here on
         discard(layout, seq, record)
@@ -103,20 +104,14 @@ def give_back(layout: Layout, manifest: Manifest, request: GiveBackRequest, refs
     if request.new_epoch != manifest.epoch:
         if number <= manifest.epoch.number or (manifest.epoch.number, str(run) in manifest.runs) != (run, True):
             raise EpochMoved(f"VM {manifest.vm_name} is in epoch {manifest.epoch.number}, not in run {run}")
-        for path in manifest.runs[str(run)].values():
-            image = layout.top / path
-            if refs.used_by_domain(image) or refs.children(image) or images.in_use_by_qemu(image):
-                raise Conflict(f"{image} is in use", fix="Stop and undefine the VM at this site first")
-        pin = pin_of(run)
-        points = tuple(
-            p.model_copy(update={"pins": tuple(x for x in p.pins if x != pin)}) if pin in p.pins else p
-            for p in manifest.points
-        )
-        runs = {n: paths for n, paths in manifest.runs.items() if n != str(run)}
-        update = {"epoch": request.new_epoch, "runs": runs, "points": points}
-        manifest = index.save(layout, manifest, manifest.model_copy(update=update))
-    if layout.run(run).is_dir() and str(run) not in manifest.runs:
-        remove_flat(layout.run(run))  # overlays made by hand stay: a person made them
+        kept.check_unused(layout, manifest, run, refs)
+        given = manifest.model_copy(update={"epoch": request.new_epoch, "provisional": 0})
+        if request.keep_as:
+            after = given.model_copy(update={"kept": kept.with_present_run(manifest, request.keep_as)})
+        else:
+            after = kept.without_run(given, run)
+        return kept.saved_and_tidied(layout, manifest, after, run)
+    kept.tidy(layout, manifest, run)
     return manifest
 
 

@@ -19,9 +19,12 @@ from vapor_desktop.model.errors import (
 )
 from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointDisk, PointEntry
 from vapor_desktop.model.wire import (
+    CommitRequest,
     CurrentAsOf,
+    EpochRequest,
     GiveBackRequest,
     IncomingView,
+    LetGoRequest,
     PointDomain,
     PointDraft,
     ReplicaCreate,
@@ -34,6 +37,7 @@ from vapor_desktop.model.wire import (
 from vapor_desktop.site.replica import (
     grants,
     index,
+    kept,
     merge,
     opening,
     publish,
@@ -122,6 +126,8 @@ class ReplicaStore:
             seeded=seeded,
             files_in_chain=self.files_in_chain(vm),
             disk_bytes=_disk_bytes(layout, manifest, bases),
+            run_bytes=kept.run_bytes(layout, manifest),
+            run_written_at=kept.run_written_at(layout, manifest),
             valid=trouble is None,
             trouble=trouble,
         )
@@ -502,6 +508,26 @@ class ReplicaStore:
             if self._load(layout).generation != manifest.generation:
                 raise ParentMoved("The replica changed while its runbook was written")
             runbooks.keep(layout, text, xml_name, xml)
+
+    def commit(self, vm: str, request: CommitRequest) -> Manifest:
+        """The failover stands. Raises StaleLease, EpochMoved. Idempotent."""
+        with self._locked(vm) as layout:
+            self._check_lease(layout.vm, request.fence)
+            return kept.commit(layout, self._load(layout), request)
+
+    def raise_epoch(self, vm: str, request: EpochRequest) -> Manifest:
+        """The owner's epoch follows what the other site has heard of. Raises StaleLease, EpochMoved. Idempotent."""
+        with self._urgent(vm) as layout:
+            self._check_lease(layout.vm, request.fence)
+            manifest = self._load(layout)
+            publish.settle(layout, manifest)
+            return kept.raise_epoch(layout, manifest, request)
+
+    def let_go(self, vm: str, epoch: int, request: LetGoRequest) -> Manifest:
+        """Delete a kept run. Raises StaleLease, Conflict (it is in use, or the VM's run), NotFound. Idempotent."""
+        with self._both(vm) as layout:
+            self._check_lease(layout.vm, request.fence)
+            return kept.let_go(layout, self._load(layout), epoch, self._scan())
 
     # --- after a crash -----------------------------------------------------------------------------
     def reconcile(self, vm: str) -> Manifest:
