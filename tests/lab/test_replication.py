@@ -382,6 +382,6 @@ def test_emergency_failover_in_the_middle_of_a_cycle_boots_with_nothing_torn(sta
         assert verdict.skew <= 1
         assert verdict.last - verdict.skew == diary.last
         row = stage.row(name)
-        assert row.protection.phase.value == "failed over"
+        assert row.protection.phase.value == "provisional"
         assert row.protection.epoch_number == 2
         assert row.rpo_now_s is None

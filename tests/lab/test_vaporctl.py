@@ -97,7 +97,7 @@ def test_the_whole_job_from_the_shell(lab: Lab, home: Path) -> None:
     assert error_code(ctl("failover", NAME, "--reason", "proof", "--confirm", "other", code=1)) == "INVALID-REQUEST"
     done = ctl("failover", NAME, "--reason", "proof", "--confirm", NAME)
     assert isinstance(done, dict)
-    assert done["state"] == "failed over"
+    assert done["state"] == "provisional"
     assert done["rpo_now_s"] is None
     assert b.virsh("domstate", NAME) == "running"
 

@@ -174,7 +174,7 @@ def unprotect(out: Output, vm: str, delete_replica: bool, confirm: str) -> None:
     """Stop protecting VM. The replica is kept unless asked otherwise."""
     with program.acting() as backend:
         row = program.find_protection(backend, vm)
-        _confirmed(row, confirm)
+        check_confirmed(row, confirm)
         backend.unprotect(row.key, delete_replica=delete_replica)
     out.say(f"{row.protection.vm_name} is no longer protected", vm=row.protection.vm_name)
 
@@ -305,7 +305,7 @@ def failover(out: Output, vm: str, point: int | None, reason: str, confirm: str 
                 for line in (*preview.tried, *preview.effects, *preview.blockers):
                     click.echo(f"  {line}")
             raise InvalidRequest("Nothing was done", fix=f"Add --confirm {row.protection.vm_name} to fail over")
-        _confirmed(row, confirm)
+        check_confirmed(row, confirm)
         seconds = backend.failover(row.key, point, reason)
         row = program.find_protection(backend, vm)
     out.say(
@@ -327,7 +327,8 @@ def adopt(out: Output, site: str) -> None:
     out.say(f"Adopted: {names}", protections=[p.protection_id for p in made])
 
 
-def _confirmed(row: ProtectionStatus, confirm: str) -> None:
+def check_confirmed(row: ProtectionStatus, confirm: str) -> None:
+    """Raises InvalidRequest unless the VM's name was typed."""
     if confirm != row.protection.vm_name:
         raise InvalidRequest(f"--confirm must be the VM's name, “{row.protection.vm_name}”")
 

@@ -10,7 +10,8 @@ from vapor_desktop.model.states import Phase, RpoHealth, Severity
 from vapor_desktop.model.view import Alert, ProtectionStatus, SiteStatus
 
 KEEP_CLOSED = timedelta(hours=24)
-_BAD_PHASES = {Phase.ERROR, Phase.SPLIT_BRAIN, Phase.SPLIT_BRAIN_RISK}
+_SPLIT = {Phase.SPLIT_BRAIN, Phase.SPLIT_BRAIN_RISK}
+_BAD_PHASES = {Phase.ERROR}
 
 
 def conditions(protections: Iterable[ProtectionStatus], sites: Iterable[SiteStatus], now: datetime) -> list[Alert]:
@@ -34,6 +35,11 @@ def conditions(protections: Iterable[ProtectionStatus], sites: Iterable[SiteStat
             found.append(
                 Alert(f"error:{p.key}", now, None, Severity.WARNING, f"Replication fails: {name}", text, p.key)
             )
+        if p.protection.phase in _SPLIT:
+            text = p.protection.last_error or p.status_text
+            title = f"{p.protection.phase.value.capitalize()}: {name}"
+            key = f"split:{p.protection.phase.name}:{p.key}"
+            found.append(Alert(key, now, None, Severity.CRITICAL, title, text, p.key))
         ask_at = p.protection.commit_ask_at
         if p.protection.phase is Phase.PROVISIONAL and ask_at is not None and now >= ask_at:
             text = f"It runs at {p.target_name} since a failover that nobody has committed or rolled back"

@@ -18,6 +18,7 @@ from vapor_desktop.model.view import (
     Check,
     DisksView,
     FailoverPreview,
+    KeptRunView,
     ProtectionSettings,
     ProtectRequest,
     SettingsEdit,
@@ -87,6 +88,12 @@ class Backend(Protocol):
 
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         """Emergency failover to that point (None: newest). Returns seconds from the call to running."""
+
+    def kept_runs(self, protection_id: str) -> Sequence[KeptRunView]:
+        """What the VM wrote at the target in runs that are over, asked there now; oldest first."""
+
+    def let_go(self, protection_id: str, epoch: int, reason: str) -> None:
+        """Delete what a kept run has written. Raises Conflict when something uses it."""
 
     # durable operations
     def begin_operation(

@@ -40,6 +40,7 @@ from vapor_desktop.model.view import (
     Check,
     DisksView,
     FailoverPreview,
+    KeptRunView,
     ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
@@ -456,6 +457,14 @@ class EngineBackend:
             raise from_wire(done.error)
         return float(done.result["running_after_s"])
 
+    def kept_runs(self, protection_id: str) -> Sequence[KeptRunView]:
+        """Of the replica at the target, asked now."""
+        return self._engine.recovery.kept_runs(protection_id)
+
+    def let_go(self, protection_id: str, epoch: int, reason: str) -> None:
+        """Delete what a kept run has written."""
+        self._ask("let-go", {"protection_id": protection_id, "epoch": epoch, "reason": reason}, VERB_DEADLINE_S)
+
     # --- durable operations --------------------------------------------------------------------------------
     def begin_operation(
         self, kind: OperationKind, protection_id: str, args: Mapping[str, object], reason: str
@@ -664,6 +673,7 @@ def _from_manifest(m: Manifest, now: datetime) -> Protection:
         epoch_number=m.epoch.number,
         epoch_owner=m.epoch.owner,
         phase=_phase_of(m),
+        commit_ask_at=now if _phase_of(m) is Phase.PROVISIONAL else None,
         created_at=now,
     )
 

@@ -38,6 +38,7 @@ from vapor_desktop.engine.ports import (
 )
 from vapor_desktop.engine.recovery_plans import RecoveryPlans
 from vapor_desktop.engine.sitewatch import SiteWatch
+from vapor_desktop.engine.split_watch import TAKEN_OVER, WATCH_S, SplitWatch
 from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
@@ -73,8 +74,6 @@ _NO_CYCLES = {
     Phase.SPLIT_BRAIN_RISK,
 }
 
-_TAKEN_OVER = {Phase.PROVISIONAL, Phase.FAILED_OVER}
-
 
 class Engine:
     """The brain of one process."""
@@ -102,6 +101,9 @@ class Engine:
         self.plans = RecoveryPlans(repository, gateway, clock, identity, self._answers)
         self._plans_looked_at = float("-inf")
         self._plan_look: Future[None] | None = None
+        self.splits = SplitWatch(repository, gateway, self.sites, clock)
+        self._split_looked_at = float("-inf")
+        self._split_look: Future[None] | None = None
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="engine")
         self._looks = ThreadPoolExecutor(4, thread_name_prefix="look")
         # Of their own: a failover never waits behind first copies.
@@ -186,6 +188,7 @@ class Engine:
             self._adopted_at = self.clock.monotonic()
             self.operations.adopt(self._living)
         self._look_at_plans()
+        self._look_for_splits()
         if self.clock.monotonic() - self._published_at >= PUBLISH_S:
             self._published_at = self.clock.monotonic()
             self._publish(rows)
@@ -197,6 +200,21 @@ class Engine:
     def _answers(self, site_id: str) -> bool:
         seen = self.sites.seen(site_id)
         return seen is None or seen.status.reachable is not False
+
+    def _look_for_splits(self) -> None:
+        busy = self._split_look is not None and not self._split_look.done()
+        if busy or self.clock.monotonic() - self._split_looked_at < WATCH_S:
+            return
+        self._split_looked_at = self.clock.monotonic()
+        self._split_look = self._looks.submit(self._watch_splits)
+
+    def _watch_splits(self) -> None:
+        try:
+            if self.splits.round():
+                self.forget_rows()
+                self.wake()
+        except VaporError as error:
+            log.warning("split brains were not looked for", code=error.code, error=str(error))
 
     def _look_at_plans(self) -> None:
         busy = self._plan_look is not None and not self._plan_look.done()
@@ -294,7 +312,7 @@ class Engine:
         """The hosts that lost a VM to a failover hear of it; one at a time, and once each."""
         if self._telling is not None and not self._telling.done():
             return
-        lost = [r.protection for r in rows if r.protection.phase in _TAKEN_OVER]
+        lost = [r.protection for r in rows if r.protection.phase in TAKEN_OVER]
         if lost:
             self._telling = self._looks.submit(self.worker.guards.tell_lost, lost)
 
@@ -445,6 +463,7 @@ class Engine:
             "cancel-operation": self._cancel_operation,
             "pin": self._pin,
             "delete-replica": self._delete_replica,
+            "let-go": self._let_go,
         }
         try:
             verb = verbs.get(command.verb)
@@ -521,6 +540,10 @@ class Engine:
     def _pin(self, args: dict[str, object]) -> dict[str, object]:
         note = args.get("note")
         self.recovery.pin(str(args["protection_id"]), int(str(args["seq"])), None if note is None else str(note))
+        return {}
+
+    def _let_go(self, args: dict[str, object]) -> dict[str, object]:
+        self.recovery.let_go(str(args["protection_id"]), int(str(args["epoch"])), str(args["reason"]))
         return {}
 
     def _delete_replica(self, args: dict[str, object]) -> dict[str, object]:

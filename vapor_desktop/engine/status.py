@@ -16,7 +16,7 @@ from vapor_desktop.model.view import ProtectionStatus
 LIVE_IS_FRESH = timedelta(seconds=10)
 _BUSY = {Phase.INITIAL_SYNC, Phase.SYNCING, Phase.COMPARING}
 _WORKED = {"point", "unchanged"}
-_OVER = {Phase.PROVISIONAL, Phase.FAILED_OVER}
+_OVER = {Phase.PROVISIONAL, Phase.FAILED_OVER, Phase.SPLIT_BRAIN_RISK, Phase.SPLIT_BRAIN}
 
 
 def status(

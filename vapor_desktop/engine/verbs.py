@@ -15,8 +15,8 @@ from vapor_desktop.model.errors import NotFound
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.tpm import NOT_FULLY
-from vapor_desktop.model.view import FailoverPreview
-from vapor_desktop.model.wire import WriteGrant
+from vapor_desktop.model.view import FailoverPreview, KeptRunView
+from vapor_desktop.model.wire import LetGoRequest, WriteGrant
 
 
 class Recovery:
@@ -96,6 +96,24 @@ class Recovery:
             return manifest
 
         self._under_lease(protection_id, "delete replica", act)
+
+    def kept_runs(self, protection_id: str) -> tuple[KeptRunView, ...]:
+        """Asked of the target; oldest first."""
+        p = self._protection(protection_id)
+        view = self._gateway.api(self._site(p.target_site)).replica(p.vm_uuid)
+        rows = (
+            KeptRunView(int(n), k.name, k.at, k.seq, sum(view.run_bytes.get(n, {}).values()))
+            for n, k in view.manifest.kept.items()
+        )
+        return tuple(sorted(rows, key=lambda k: k.epoch))
+
+    def let_go(self, protection_id: str, epoch: int, reason: str) -> None:
+        """Delete what a kept run has written."""
+
+        def act(_manifest: Manifest, grant: WriteGrant, vm: str, site: Site) -> Manifest:
+            return self._gateway.api(site).let_go(vm, epoch, LetGoRequest(fence=grant.fence, reason=reason))
+
+        self._under_lease(protection_id, "let go", act)
 
     def _under_lease(
         self, protection_id: str, purpose: str, act: Callable[[Manifest, WriteGrant, str, Site], Manifest]

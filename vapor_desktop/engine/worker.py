@@ -39,7 +39,13 @@ log = structlog.get_logger(__name__)
 # Not failures: somebody else is at work, the next try will see.
 _WAIT_ONLY = {"VM-BUSY", "LEASE-HELD", "TRANSFER-CANCELLED"}
 _SITE_GONE = {"SITE-UNREACHABLE", "LIBVIRT-UNREACHABLE"}
-_TAKEN_OVER = {Phase.FAILING_OVER, Phase.PROVISIONAL, Phase.FAILED_OVER}
+_TAKEN_OVER = {
+    Phase.FAILING_OVER,
+    Phase.PROVISIONAL,
+    Phase.FAILED_OVER,
+    Phase.SPLIT_BRAIN_RISK,
+    Phase.SPLIT_BRAIN,
+}
 
 
 @dataclass(frozen=True, slots=True)

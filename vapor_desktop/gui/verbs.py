@@ -14,7 +14,13 @@ from vapor_desktop.gui.theme import Theme
 from vapor_desktop.model.states import Phase
 
 Reason = Callable[[Row], str]
-_GONE_OVER = {Phase.FAILED_OVER, Phase.PROVISIONAL, Phase.FAILING_OVER}
+_GONE_OVER = {
+    Phase.FAILED_OVER,
+    Phase.PROVISIONAL,
+    Phase.FAILING_OVER,
+    Phase.SPLIT_BRAIN_RISK,
+    Phase.SPLIT_BRAIN,
+}
 
 
 def _protected(row: Row) -> str:

@@ -137,7 +137,7 @@ def _prove(stage: Stage, summary: dict[str, object]) -> None:
     summary["states"] = {name: stage.row(name).protection.phase.value for name in names}
     summary["newest_point"] = expected
     summary["ok"] = bool(
-        summary["identical"] and summary["diary_ok"] and all(s == "failed over" for s in summary["states"].values())  # type: ignore[attr-defined]
+        summary["identical"] and summary["diary_ok"] and all(s == "provisional" for s in summary["states"].values())  # type: ignore[attr-defined]
     )
 
 

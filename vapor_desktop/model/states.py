@@ -129,7 +129,7 @@ _RPO_SEVERITY = {
     RpoHealth.NO_POINT: Severity.WARNING,
     RpoHealth.UNKNOWN: Severity.WARNING,
 }
-_OVER = {Phase.PROVISIONAL, Phase.FAILED_OVER}
+_OVER = {Phase.PROVISIONAL, Phase.FAILED_OVER, Phase.SPLIT_BRAIN_RISK, Phase.SPLIT_BRAIN}
 
 
 def severity(phase: Phase, rpo: RpoHealth) -> Severity:

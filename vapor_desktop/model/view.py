@@ -261,6 +261,17 @@ class FailoverPreview:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptRunView:
+    """What a VM wrote at the target in a run that is over."""
+
+    epoch: int
+    name: str
+    at: datetime  # over since, on the target's clock
+    seq: int  # the point it ran on
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class FailoverPoint:
     """A point one can fail over to. age_s None: unknown."""
 

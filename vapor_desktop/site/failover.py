@@ -194,7 +194,9 @@ class BreakGlass:
         epoch = next_epoch(manifest, manifest.target_site)
         chosen = _run_point(manifest, epoch) or choose_point(manifest, seq)
         self._audit("take-over", vm_uuid=vm, seq=chosen, epoch=epoch.number, reason=reason, by=self._by)
-        run = self._store.run(vm, RunRequest(fence=fence, new_epoch=epoch, seq=chosen, reason=reason, provisional=True))
+        run = self._store.run(
+            vm, RunRequest(fence=fence, new_epoch=epoch, seq=chosen, reason=reason, provisional=True)
+        )
         self._say(f"Overlays on recovery point {run.seq}; this site owns the VM since epoch {run.epoch.number}")
         return run
 

@@ -1,0 +1,83 @@
+"""After a failover, from the shell: commit it, roll it back, let go what was kept."""
+
+from __future__ import annotations
+
+import click
+
+from vapor_desktop.cli import program
+from vapor_desktop.cli.operations import finish, follow
+from vapor_desktop.cli.output import Output, json_option
+from vapor_desktop.cli.protections import check_confirmed
+from vapor_desktop.engine.operations.provisional import roll_back_effects
+from vapor_desktop.model.errors import InvalidRequest
+from vapor_desktop.model.operations import OperationKind
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--reason", required=True, help="Why; kept in the history and at the target.")
+@json_option
+@click.pass_obj
+def commit(out: Output, vm: str, reason: str) -> None:
+    """Let VM's failover stand: it is no longer provisional, and can be reprotected."""
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        done = follow(out, backend, backend.begin_operation(OperationKind.COMMIT, row.key, {}, reason))
+    finish(out, done)
+
+
+@click.command("roll-back")
+@click.argument("vm")
+@click.option("--point", type=int, required=True, help="The recovery point to start it from.")
+@click.option("--reason", required=True, help="Why; kept in the history and at the target.")
+@click.option("--confirm", metavar="NAME", help="The VM's name again. Without it: only show what would happen.")
+@click.option("--force", is_flag=True, help="Cut the running VM's power instead of asking its guest to shut down.")
+@click.option("--shutdown-timeout", type=click.FloatRange(1, 86400), default=120.0, show_default=True,
+              metavar="SECONDS",
+              help="How long the guest may take to shut down before you are asked.")  # fmt: skip
+@json_option
+@click.pass_obj
+def roll_back(
+    out: Output, vm: str, point: int, reason: str, confirm: str | None, force: bool, shutdown_timeout: float
+) -> None:
+    """Start a provisionally failed-over VM from another point. What it wrote since the failover is kept."""
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        if confirm is None:
+            effects = roll_back_effects(row.protection, row.target_name, point)
+            if out.as_json:
+                out.json({"ok": False, "dry_run": True, "effects": effects})
+            else:
+                for line in effects:
+                    click.echo(f"  {line}")
+            raise InvalidRequest("Nothing was done", fix=f"Add --confirm {row.protection.vm_name} to roll it back")
+        check_confirmed(row, confirm)
+        args = {"seq": point, "force": force, "shutdown_s": shutdown_timeout}
+        done = follow(out, backend, backend.begin_operation(OperationKind.ROLLBACK, row.key, args, reason))
+    finish(out, done)
+
+
+@click.command("kept")
+@click.argument("vm")
+@click.option("--let-go", "epoch", type=int, default=None, metavar="EPOCH", help="Delete what that run has written.")
+@click.option("--reason", default="", help="Why it is let go; kept at the target.")
+@json_option
+@click.pass_obj
+def kept(out: Output, vm: str, epoch: int | None, reason: str) -> None:
+    """What VM wrote in runs that are over, kept at its target until let go."""
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        if epoch is not None:
+            if not reason.strip():
+                raise InvalidRequest("Letting a kept run go wants a --reason")
+            backend.let_go(row.key, epoch, reason)
+        found = backend.kept_runs(row.key)
+    if out.as_json:
+        out.json([{"epoch": k.epoch, "name": k.name, "at": k.at, "point": k.seq, "bytes": k.bytes} for k in found])
+        return
+    cells = [(str(k.epoch), k.name, k.at.astimezone().isoformat(sep=" ", timespec="seconds"), str(k.seq),
+              f"{k.bytes / 2**20:.1f} MiB") for k in found]  # fmt: skip
+    out.table(("EPOCH", "NAME", "OVER SINCE", "ON POINT", "WRITTEN"), cells, "Nothing is kept")
+
+
+COMMANDS = (commit, roll_back, kept)
