@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import libvirt
@@ -18,6 +19,16 @@ _log = logging.getLogger(__name__)
 KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
 
 
+@dataclass(slots=True, eq=False)
+class _Opened:
+    """A virConnect, who is inside a call of it, and whether it is to be closed after them."""
+
+    conn: Any
+    callbacks: list[int]
+    users: int = 0
+    retired: bool = False
+
+
 class Link:
     """One virConnect. Safe from several threads; libvirtd runs at most 5 of its calls at once.
 
@@ -27,11 +38,10 @@ class Link:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._lock = threading.Lock()
-        self._conn: Any = None
+        self._opened: _Opened | None = None
         self._version = 0
         # Called with each new virConnect before anybody uses it; answers the ids of the callbacks it registered.
         self.on_open: Callable[[Any], list[int]] | None = None
-        self._callbacks: list[int] = []
 
     @contextmanager
     def call(self, what: str) -> Iterator[Any]:
@@ -39,14 +49,20 @@ class Link:
 
         Raises HypervisorUnreachable when it cannot be opened or dies meanwhile.
         """
-        conn = self._open(what)
+        opened = self._open(what)
         try:
-            yield conn
+            yield opened.conn
         except libvirt.libvirtError as error:
-            alive = _alive(conn)
+            alive = _alive(opened.conn)
             if not alive:
-                self._drop(conn)
+                self._drop(opened)
             raise translate(error, what, alive=alive) from error
+        finally:
+            with self._lock:
+                opened.users -= 1
+                last = opened.retired and opened.users == 0
+            if last:
+                _close(opened)
 
     @contextmanager
     def domain(self, vm_uuid: str, what: str) -> Iterator[Any]:
@@ -65,38 +81,53 @@ class Link:
             return _dotted(conn.getLibVersion()), _dotted(conn.getVersion())
 
     def close(self) -> None:
-        """Close it; the next call opens it again."""
+        """Close it as soon as nobody is inside a call any more; the next call opens another."""
         with self._lock:
-            conn, self._conn = self._conn, None
-            callbacks = self._callbacks
-        if conn is not None:
-            _close(conn, callbacks)
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            self._retire(opened)
 
-    def _open(self, what: str) -> Any:
+    def _open(self, what: str) -> _Opened:
         with self._lock:
-            if self._conn is not None and _alive(self._conn):
-                return self._conn
-            if self._conn is not None:
-                _close(self._conn, self._callbacks)
-                self._conn = None
-            ensure_event_loop()
-            try:
-                conn = libvirt.open(self.uri)
-                _keep_alive(conn)
-                self._version = int(conn.getLibVersion())
-                self._callbacks = self.on_open(conn) if self.on_open is not None else []
-            except libvirt.libvirtError as error:
-                raise translate(error, what, alive=False) from error
-            self._conn = conn
-            return conn
+            old = self._opened
+            if old is not None and _alive(old.conn):
+                old.users += 1
+                return old
+            self._opened = None
+        if old is not None:
+            self._retire(old)
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._connect(what)
+            self._opened.users += 1
+            return self._opened
 
-    def _drop(self, conn: Any) -> None:
+    def _connect(self, what: str) -> _Opened:
+        ensure_event_loop()
+        try:
+            conn = libvirt.open(self.uri)
+            _keep_alive(conn)
+            self._version = int(conn.getLibVersion())
+            return _Opened(conn, self.on_open(conn) if self.on_open is not None else [])
+        except libvirt.libvirtError as error:
+            raise translate(error, what, alive=False) from error
+
+    def _drop(self, opened: _Opened) -> None:
         with self._lock:
-            if self._conn is not conn:  # another thread noticed it first
+            if self._opened is not opened:  # another thread noticed it first
                 return
-            self._conn = None
-            callbacks = self._callbacks
-        _close(conn, callbacks)
+            self._opened = None
+        self._retire(opened)
+
+    def _retire(self, opened: _Opened) -> None:
+        """libvirt frees what it closes, under the feet of whoever is inside a call: the last one out closes it."""
+        with self._lock:
+            if opened.retired:
+                return
+            opened.retired = True
+            idle = opened.users == 0
+        if idle:
+            _close(opened)
 
 
 def _keep_alive(conn: Any) -> None:
@@ -115,9 +146,10 @@ def _alive(conn: Any) -> bool:
         return False
 
 
-def _close(conn: Any, callbacks: list[int]) -> None:
+def _close(opened: _Opened) -> None:
     """A registered callback keeps a connection, and its sockets, open for ever: they go first."""
-    for callback in callbacks:
+    conn = opened.conn
+    for callback in opened.callbacks:
         try:
             conn.domainEventDeregisterAny(callback)
         except libvirt.libvirtError as error:  # the far end is gone; the near end is deregistered all the same
