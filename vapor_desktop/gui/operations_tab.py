@@ -30,7 +30,7 @@ _OPERATION_LOOKS = {
     OperationState.UNDONE: Severity.IDLE,
     OperationState.FAILED: Severity.CRITICAL,
 }
-_STEP_LOOKS = {
+STEP_LOOKS = {
     StepState.PENDING: Severity.IDLE,
     StepState.RUNNING: Severity.PROGRESS,
     StepState.DONE: Severity.OK,
@@ -156,7 +156,7 @@ class OperationsTab(QWidget):
 
     def _step_fields(self) -> list[Field[StepRow]]:
         def look(s: StepRow, role: int) -> Any:
-            return self._mark(_STEP_LOOKS[s.state], role)
+            return self._mark(STEP_LOOKS[s.state], role)
 
         return [
             Field("Step", lambda s: s.title, 350, look=look),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from vapor_desktop.engine.operations.failover import vm_state
 from vapor_desktop.engine.operations.plan_vm import BringUp, step_of
@@ -85,7 +85,7 @@ def _check(ctx: StepContext) -> Result:
 
 
 def _nobody_else(ctx: StepContext, plan: Plan, mode: PlanMode) -> None:
-    """Raises Conflict naming the first holder, in the order of the VMs' UUIDs."""
+    """Asks, naming the first holder, in the order of the VMs' UUIDs."""
     known = {p.vm_uuid: p for p in ctx.tools.repository.protections()}
     for vm in sorted(plan.vms(), key=lambda v: v.vm_uuid):
         p = known.get(vm.vm_uuid)
@@ -93,7 +93,7 @@ def _nobody_else(ctx: StepContext, plan: Plan, mode: PlanMode) -> None:
             continue
         for other in ctx.tools.repository.operations(open_only=True):
             if other.vm_uuid == vm.vm_uuid and other.parent_id != ctx.operation.operation_id:
-                raise Conflict(f"A {other.kind} of “{vm.name}” is open, asked by {other.asked_by}: {other.reason}")
+                _held(f"A {other.kind} of “{vm.name}” is open, asked by {other.asked_by}: {other.reason}")
         _free(ctx, p, p.target_site)
         if mode is PlanMode.MIGRATION:
             _free(ctx, p, p.source_site)
@@ -104,10 +104,12 @@ def _free(ctx: StepContext, p: Protection, site_id: str) -> None:
     if not ctx.wait_until(lambda: _holder(ctx, api, p) == "", SHORT_S):
         holder = _holder(ctx, api, p)
         if holder:
-            raise Conflict(
-                f"“{p.vm_name}” is in use at {ctx.site(site_id).name}: {holder}",
-                fix="Wait until that is done, or take it out of the plan",
-            )
+            _held(f"“{p.vm_name}” is in use at {ctx.site(site_id).name}: {holder}")
+
+
+def _held(text: str) -> NoReturn:
+    """A person hears of it at once: it is not tried again by itself."""
+    raise Ask(text, RETRY, STOP, error=Conflict(text))
 
 
 def _holder(ctx: StepContext, api: SiteApi, p: Protection) -> str:
