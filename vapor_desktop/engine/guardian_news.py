@@ -32,6 +32,7 @@ _WORDS = {
     "guard-started": "started the VM",
     "guard-override": "was given the VM by a person on the host",
     "guard-failed": "could not start the VM",
+    "taken-over": "took the VM over, by a person on its host",
 }
 _QUIET = {"rpo-recovered", "guard-released", "guard-started"}
 _ALERTING = {"job-ended", "thawed", "resumed"}  # an alarm about the age is the engine's own alert already

@@ -444,6 +444,7 @@ class GuardianEvent(Value):
         "guard-started",  # what autostart wanted
         "guard-override",  # a person on the host took it, under a new epoch
         "guard-failed",  # it may start, and did not
+        "taken-over",  # a person on the host failed it over, without a console
     ]
     why: str
     cause: Literal["", "scratch", "lapsed"] = ""  # of job-ended

@@ -29,7 +29,7 @@ from vapor_desktop.model.errors import (
 from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.takeover import check_strangers, choose_point, has_kvm, mark_of, next_epoch
 from vapor_desktop.model.tpm import TpmPlan, plan_tpm
-from vapor_desktop.model.wire import GuardRequest, GuardState, LeaseRequest, PlaceTpm, Run, RunRequest
+from vapor_desktop.model.wire import GuardRequest, GuardState, LeaseRequest, OwnerWord, PlaceTpm, Run, RunRequest
 from vapor_desktop.site import leases
 from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.enrolments import Enrolments
@@ -38,11 +38,12 @@ from vapor_desktop.site.guard_keeper import peer_name
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.peers import ask_owners
 from vapor_desktop.site.replica import ReplicaStore
-from vapor_desktop.site.settings import SiteSettings
+from vapor_desktop.site.settings import AlarmTargets, SiteSettings
+from vapor_desktop.site.site_events import EventLog, event
 from vapor_desktop.site.stores import in_use_by, open_store
 from vapor_desktop.site.tpm import TpmKeeper
 
-ASK_SOURCE_S = 5.0  # the source is asked this long, and never waited for
+ASK_SOURCE_S = 2.0  # the source has this long to say that the VM runs there; it is never waited for
 RUNNING_S = 30.0
 LOOK_EVERY_S = 0.05
 LEASE_S = 120.0
@@ -71,6 +72,33 @@ def find_replica(store: ReplicaStore, vm: str) -> Manifest:
     return store.manifest(found[0].manifest.vm_uuid)
 
 
+class _Asked:
+    """A question to the source that goes on by itself."""
+
+    def __init__(self, settings: SiteSettings, manifest: Manifest) -> None:
+        self._settings = settings
+        self._vm = manifest.vm_uuid
+        self._site = manifest.source_site
+        self._word: OwnerWord | VaporError | None = None
+        self._stop = threading.Event()
+        self.name = peer_name(Enrolments(settings).peer, self._site)
+        self._thread = threading.Thread(target=self._ask, name="ask-source", daemon=True)
+        self._thread.start()
+
+    def answer(self, timeout_s: float) -> OwnerWord | VaporError | None:
+        """What came of it so far; None: nothing in that time."""
+        self._thread.join(timeout_s)
+        self._stop.set()
+        return self._word
+
+    def _ask(self) -> None:
+        try:
+            peer = Enrolments(self._settings).peer(self._site)
+            self._word = ask_owners(self._settings, peer, [self._vm], self._stop)[self._vm]
+        except VaporError as error:
+            self._word = error
+
+
 class BreakGlass:
     """One failover on this host. ``by``: who asks, for leases and logs; ``say``: told line by line what happens."""
 
@@ -93,9 +121,10 @@ class BreakGlass:
         began = time.monotonic()
         manifest = find_replica(self._store, vm)
         self._require_target(manifest)
-        heard = self._ask_source(manifest, even_if_it_runs)
-        self._say(heard)
+        asked = _Asked(self._settings, manifest)
         self._check(manifest, choose_point(manifest, seq))
+        heard = self._judge_source(manifest, asked, even_if_it_runs)
+        self._say(heard)
         fence = self._lease(manifest, reason)
         try:
             run = self._take_over(manifest.vm_uuid, fence, seq, reason)
@@ -105,6 +134,11 @@ class BreakGlass:
             leases.release(self._settings.leases_dir, manifest.vm_uuid, fence)
         seconds = time.monotonic() - began
         self._audit("failover-ended", vm_uuid=manifest.vm_uuid, epoch=run.epoch.number, seq=run.seq, by=self._by)
+        where = f"epoch {run.epoch.number}, recovery point {run.seq}"
+        told = f"{manifest.vm_name}: {where}, by {self._by}: {reason.strip()}"
+        # Only written here: the service reads it and tells the alarm's targets, and consoles read it there.
+        log = EventLog(self._settings.events_file, AlarmTargets(), self._settings.name)
+        log.add(event(manifest.vm_uuid, "taken-over", told))
         return Done(manifest.vm_uuid, manifest.vm_name, run.epoch.number, run.seq, seconds, heard, notes)
 
     # --- before anything moves -----------------------------------------------------------------------
@@ -116,22 +150,12 @@ class BreakGlass:
                 fix="Start it with virsh",
             )
 
-    def _ask_source(self, manifest: Manifest, even_if_it_runs: bool) -> str:
-        """What the source says, if it answers soon. Raises Conflict when the VM runs there."""
-        enrolments = Enrolments(self._settings)
-        name = peer_name(enrolments.peer, manifest.source_site)
-        stop = threading.Event()
-        timer = threading.Timer(ASK_SOURCE_S, stop.set)
-        timer.start()
-        try:
-            peer = enrolments.peer(manifest.source_site)
-            word = ask_owners(self._settings, peer, [manifest.vm_uuid], stop)[manifest.vm_uuid]
-        except VaporError as error:
-            return f"{name} does not answer ({error.what}): whether the VM runs there is not known"
-        finally:
-            timer.cancel()
-        if isinstance(word, VaporError):
-            return f"{name} answers, but cannot say whether the VM runs there ({word.what})"
+    def _judge_source(self, manifest: Manifest, asked: _Asked, even_if_it_runs: bool) -> str:
+        """What the source said, if it did soon. Raises Conflict when the VM runs there."""
+        name, word = asked.name, asked.answer(ASK_SOURCE_S)
+        if word is None or isinstance(word, VaporError):
+            why = f" ({word.what})" if word else ""
+            return f"{name} does not answer{why}: whether the VM runs there is not known"
         if word.runs and not even_if_it_runs:
             raise Conflict(
                 f"“{manifest.vm_name}” runs at {name} right now; nothing was changed",
