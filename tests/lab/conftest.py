@@ -60,7 +60,7 @@ def _state_of(site: Site) -> list[str]:
             asked = {"execute": "guest-fsfreeze-status"}
             words = ["qemu-agent-command", name, json.dumps(asked), "--timeout", "5"]
             agent = site.exec([*guests.URI, *words], check=False)
-            said = " | ".join(guests.serial(site, name).splitlines()[-3:])
+            said = " | ".join(guests.serial(site, name).splitlines()[-6:])
             found.append(
                 f"{site.name}/{name}: {site.virsh('domstate', name, '--reason')}; "
                 f"agent: {(agent.stdout or agent.stderr).strip()}; console: {said}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from vapor_desktop.engine import records
+from vapor_desktop.engine.agent_arrival import AgentArrivals
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.offline import OfflineImages
 from vapor_desktop.engine.plan import CyclePlan, ours, plan_cycle
@@ -99,6 +100,7 @@ class CycleContext:
     hooks: Hooks = field(default_factory=Hooks)
     lease: HeldLease | None = None  # of an operation that runs this cycle as one of its steps
     scrub_whole: bool = False  # compare every block on record, not a slice
+    agents: AgentArrivals | None = None
 
 
 class Cycle:
@@ -119,6 +121,7 @@ class Cycle:
             context.scratch_dir,
             context.scratch_reserve_bytes,
         )
+        self._job_limit_s: float | None = None  # while a starting guest's agent may still come
         self._tpm: TpmState | None = None  # what the next point can hold, of a VM whose TPM can come along
 
     def _lease(self) -> AbstractContextManager[HeldLease]:
@@ -219,6 +222,9 @@ class Cycle:
 
     # --- a running VM --------------------------------------------------------------------------------
     def _live(self, plan: CyclePlan, manifest: Manifest, domain: DomainView, lease: HeldLease) -> Outcome:
+        c = self._c
+        if c.agents is not None:
+            self._job_limit_s = c.agents.before_job(c.hypervisor, domain, may_pause=plan.may_pause)
         with self._job.open(plan, freeze=self._want_freeze(manifest, domain)) as (job, consistency):
             return self._move_live(plan, manifest, domain, lease, job, consistency)
 
@@ -369,7 +375,7 @@ class Cycle:
     def _deadline_s(self, policy: Policy) -> float:
         """A job ends where another bandwidth limit begins: the next one goes on under that."""
         change_s = bandwidth.until_change_s(policy, self._c.clock.now())
-        longest_s = float(policy.job_longest_s)
+        longest_s = min(float(policy.job_longest_s), self._job_limit_s or float("inf"))
         return longest_s if change_s is None else min(longest_s, max(change_s, JOB_LEAST_S))
 
     def _judge_tpm(self, after: Manifest, domain: DomainView) -> None:

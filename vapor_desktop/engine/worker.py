@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from vapor_desktop.engine import disks, records
+from vapor_desktop.engine.agent_arrival import AgentArrivals
 from vapor_desktop.engine.cycle import Cycle, CycleContext, Hooks, Outcome
 from vapor_desktop.engine.guarding import GuardArmer
 from vapor_desktop.engine.lease import HeldLease
@@ -74,6 +75,7 @@ class ProtectionWorker:
         self._clock = clock
         self._identity = identity
         self.guards = GuardArmer(repository, gateway, sites, clock, identity.engine_id, identity.name)
+        self._agents = AgentArrivals(clock)
         self._jitter = random.Random()  # noqa: S311  (spreads retries; no secret)
         self._lock = threading.Lock()
         self._progress: dict[str, Progress] = {}
@@ -171,6 +173,7 @@ class ProtectionWorker:
             hooks=hooks,
             lease=lease,
             scrub_whole=scrub_whole,
+            agents=self._agents,
         )
         return Cycle(context, protection).run()
 

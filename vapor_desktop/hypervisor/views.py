@@ -83,6 +83,7 @@ def make_view(
         managed_save=managed_save,
         machine=facts.machine,
         agent_connected=facts.agent_connected,
+        agent_channel=facts.agent_channel,
         live_id=live_id if live_id >= 0 else None,
         tpm_obstacle=facts.tpm_obstacle,
     )

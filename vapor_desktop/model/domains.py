@@ -47,6 +47,7 @@ class DomainView:
     machine: str
     agent_connected: bool
     live_id: int | None  # domain id while it runs
+    agent_channel: bool = False  # is there a way for a guest agent to connect by?
     tpm_obstacle: str = ""  # why its TPM's state cannot be brought to another host; "" = nothing against it
 
 

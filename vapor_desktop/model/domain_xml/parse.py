@@ -33,6 +33,7 @@ class DomainFacts:
     has_tpm: bool
     tpm_obstacle: str  # why its state cannot be brought to another host; "" = nothing against it
     agent_connected: bool  # only a live XML tells; False otherwise
+    agent_channel: bool = False  # is there a way for a guest agent to connect by?
     bridges: tuple[str, ...] = ()  # those of ``networks`` that are host bridges or devices
 
 
@@ -79,6 +80,7 @@ def parse_domain(xml: str) -> DomainFacts:
         tpm_obstacle=tpm_obstacle,
         agent_connected=root.find(f"./devices/channel/target[@name='{AGENT_CHANNEL}'][@state='connected']")
         is not None,
+        agent_channel=root.find(f"./devices/channel/target[@name='{AGENT_CHANNEL}']") is not None,
     )
 
 
