@@ -27,6 +27,7 @@ from vapor_desktop.model.view import (
     ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
+    ReprotectPreview,
     SettingsEdit,
     SiteProbe,
     SiteStatus,
@@ -147,6 +148,12 @@ MIGRATION = (
     StepRow(name="resume", title="Let it run at the target", no_return=True),
     StepRow(name="settle", title="Tell the source whose it is"),
 )
+
+
+REPROTECT = ReprotectPreview(
+    "p-db01", "db01", "site-b", "site-a", "bitmap", "bitmap: 1.2 GiB", "a bitmap has noted every write since",
+    1 << 30, 1 << 30, False, ("“db01” goes on running at site-b", "site-a does not start it any more"),
+)  # fmt: skip
 
 
 def migration(done: int = 1, now: datetime = NOW, **more: Any) -> Operation:
@@ -330,6 +337,10 @@ class FakeBackend:
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         self._take("failover", protection_id, seq, reason)
         return 1.8
+
+    def reprotect_preview(self, protection_id: str) -> ReprotectPreview:
+        self._take("reprotect_preview", protection_id)
+        return REPROTECT
 
     def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]:
         self._take("operation_steps", kind)

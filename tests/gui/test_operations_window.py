@@ -134,3 +134,37 @@ def test_undo_is_confirmed_first(console) -> None:  # type: ignore[no-untyped-de
         next(b for b in box.buttons() if b.text() == press).click()
     console.until(lambda: console.asked("cancel_operation") == [("op-1",)])
     assert "MainThread" not in console.backend.threads
+
+
+def test_reprotect_tells_its_price_first_and_begins(console) -> None:  # type: ignore[no-untyped-def]
+    console.backend.shot = world(datetime.now(UTC), protections=(status("over", None, phase=Phase.FAILED_OVER),))
+    window = console.shown()
+    console.until(lambda: window.vms.model.get("p-over") is not None)
+    window.open_vm("p-over")
+    window.verbs["reprotect"].trigger()
+    sheet = window.commands.dialog
+    sheet.reason.setText("site-a is mended")
+    console.until(lambda: sheet.preview is not None)
+    assert "bitmap: 1.2 GiB" in sheet.price.text()
+    assert "noted every write" in sheet.price.text()
+    assert "goes on running at site-b" in sheet.effects.text()
+    assert sheet.cancel.isDefault()
+    sheet.reason.setText(" ")
+    assert not sheet.go.isEnabled(), "no reason yet"
+    sheet.reason.setText("site-a is mended")
+    sheet.go.click()
+    wanted = [(OperationKind.REPROTECT, "p-over", {}, "site-a is mended")]
+    console.until(lambda: console.asked("begin_operation") == wanted)
+
+
+@pytest.mark.parametrize(
+    ("phase", "why"),
+    [(Phase.PROTECTED, "has not gone over"), (Phase.PROVISIONAL, "commit it, or roll it back, first")],
+)
+def test_reprotect_says_why_not(console, phase: Phase, why: str) -> None:  # type: ignore[no-untyped-def]
+    console.backend.shot = world(datetime.now(UTC), protections=(status("odd", None, phase=phase),))
+    window = console.shown()
+    console.until(lambda: window.vms.model.get("p-odd") is not None)
+    window.open_vm("p-odd")
+    assert not window.verbs["reprotect"].isEnabled()
+    assert why in window.verbs["reprotect"].toolTip()

@@ -378,6 +378,7 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/tpm", "/replicas/{vm}/points/{seq}/tpm",
         "/replicas/{vm}/seed", "/replicas/{vm}/settings", "/replicas/{vm}/current-as-of",
         "/replicas/{vm}/commit", "/replicas/{vm}/epoch", "/replicas/{vm}/runs/{epoch}/let-go",
+        "/replicas/{vm}/adopt", "/replicas/{vm}/fold",
         "/replicas/{vm}/runs", "/replicas/{vm}/give-back", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
         "/replicas/{vm}/runbook",
         "/guardian/events", "/guardian/scratch", "/guard", "/guard/{vm}", "/plans", "/plans/{plan}", "/probes/tcp",

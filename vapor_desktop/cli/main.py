@@ -13,6 +13,7 @@ import click
 from vapor_desktop import __version__
 from vapor_desktop.cli import details, operations, plans, protections, recovery, settings, sites
 from vapor_desktop.cli.output import Output, exit_code
+from vapor_desktop.cli.reprotect import reprotect
 from vapor_desktop.cli.runbook import runbook
 from vapor_desktop.model.errors import VaporError
 
@@ -30,6 +31,7 @@ vaporctl.add_command(sites.site)
 vaporctl.add_command(sites.pair)
 vaporctl.add_command(sites.vms)
 vaporctl.add_command(operations.migrate)
+vaporctl.add_command(reprotect)
 vaporctl.add_command(operations.operation)
 vaporctl.add_command(plans.plan)
 vaporctl.add_command(runbook)

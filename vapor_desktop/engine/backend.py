@@ -21,6 +21,7 @@ from vapor_desktop.model.view import (
     KeptRunView,
     ProtectionSettings,
     ProtectRequest,
+    ReprotectPreview,
     SettingsEdit,
     SiteProbe,
     Snapshot,
@@ -85,6 +86,9 @@ class Backend(Protocol):
     def failover_preview(self, protection_id: str) -> FailoverPreview: ...
     def runbook(self, protection_id: str, seq: int | None = None) -> Runbook:
         """How to bring it up by hand at the target, from that point (None: the newest). As the target says now."""
+
+    def reprotect_preview(self, protection_id: str) -> ReprotectPreview:
+        """What the way home costs and why, asked at both sites now. Raises Conflict: it did not go over."""
 
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         """Emergency failover to that point (None: newest). Returns seconds from the call to running."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from vapor_desktop.engine import disks, preflight, records, settings, site_checks
+from vapor_desktop.engine import disks, preflight, records, settings, site_checks, wayhome
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.leaving import checkpoints_at_target, forget_bitmaps
 from vapor_desktop.engine.operations.plan_run import steps_of
@@ -44,6 +44,7 @@ from vapor_desktop.model.view import (
     ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
+    ReprotectPreview,
     SettingsEdit,
     SiteProbe,
     SiteStatus,
@@ -282,7 +283,7 @@ class EngineBackend:
         adopted = []
         for view in self._gateway.api(site).replicas():
             m = view.manifest
-            if m.vm_uuid in known or m.target_site != site_id or not view.valid:
+            if m.vm_uuid in known or m.target_site != site_id or not view.valid or m.folded:
                 continue
             protection = self._repository.save_protection(_from_manifest(m, self._clock.now()))
             records.cache_manifest(self._repository, protection.protection_id, m)
@@ -447,6 +448,11 @@ class EngineBackend:
         """As the target writes it now. Raises NotFound, SiteUnreachable."""
         p = self._protection(protection_id)
         return self._gateway.api(self._near(p.target_site)).runbook(p.vm_uuid, seq)
+
+    def reprotect_preview(self, protection_id: str) -> ReprotectPreview:
+        """What the way home costs, and why."""
+        p = self._protection(protection_id)
+        return wayhome.preview(self._gateway, p, self._site(p.target_site), self._site(p.source_site))
 
     def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
         """Emergency failover. Returns seconds from the call to running."""

@@ -18,9 +18,13 @@ from vapor_desktop.model.plans import Plan, PlanStatus
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import Alert, Check, SiteProbe
 from vapor_desktop.model.wire import (
+    Adopted,
+    AdoptRequest,
     CommitRequest,
     CurrentAsOf,
     EpochRequest,
+    FoldPlan,
+    FoldRequest,
     GiveBackRequest,
     GuardianEvent,
     GuardRecord,
@@ -115,6 +119,9 @@ class Hypervisor(Protocol):
     def create_checkpoint(self, vm_uuid: str, name: str, disks: Sequence[str]) -> None:
         """Begin to note writes, on all disks at once. Idempotent."""
 
+    def write_down(self, vm_uuid: str, disk: str, foot: str, cancelled: Callable[[], bool]) -> None:
+        """A running VM's overlay down into ``foot``, a file of its chain, which it then runs on. Repeatable."""
+
     def set_autostart(self, vm_uuid: str, on: bool) -> None: ...
     def capabilities_xml(self) -> str: ...
     def domain_capabilities_xml(self, arch: str, machine: str | None, virt_type: str) -> str: ...
@@ -169,6 +176,12 @@ class SiteApi(Protocol):
 
     def let_go(self, vm_uuid: str, run_epoch: int, request: LetGoRequest) -> Manifest:
         """Delete what a kept run has written. Raises Conflict (in use). Idempotent."""
+
+    def adopt(self, vm_uuid: str, request: AdoptRequest) -> Adopted:
+        """Original disks there become the base of the reverse direction. Raises Conflict, EpochMoved, PointPinned."""
+
+    def fold(self, vm_uuid: str, request: FoldRequest) -> FoldPlan:
+        """Before and after ``Hypervisor.write_down``. Raises PointPinned: something of before is kept."""
 
     def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease: ...
     def renew_lease(self, vm_uuid: str, fence: int, ttl_s: float) -> Lease: ...

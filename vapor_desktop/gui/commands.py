@@ -17,6 +17,7 @@ from vapor_desktop.gui.migrate_sheet import MigrateSheet
 from vapor_desktop.gui.pair_wizard import PairWizard
 from vapor_desktop.gui.protect_wizard import ProtectWizard
 from vapor_desktop.gui.protection_columns import Row
+from vapor_desktop.gui.reprotect_sheet import ReprotectSheet
 from vapor_desktop.gui.seed_dialog import SeedDialog
 from vapor_desktop.gui.typed_confirm import TypedConfirm
 from vapor_desktop.model.errors import VaporError
@@ -72,6 +73,8 @@ class Commands(QObject):
             self.failover(rows[0])
         elif verb == "migrate" and rows:
             self.migrate(rows[0])
+        elif verb == "reprotect" and rows:
+            self.reprotect(rows[0])
         elif verb == "edit" and rows:
             self._open(EditDialog(self._context, rows[0].key, rows[0].name, self._window))
         elif verb == "seed" and rows:
@@ -145,6 +148,21 @@ class Commands(QObject):
         def run() -> None:
             args = {"shutdown_s": sheet.shutdown_s}
             begin = partial(backend.begin_operation, OperationKind.MIGRATION, row.key, args, sheet.why)
+            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
+
+        sheet.accepted.connect(run)
+        self._open(sheet)
+
+    def reprotect(self, row: Row) -> None:
+        """The reprotect sheet with its price, then the operation."""
+        if row.status is None:
+            return
+        here, there = row.status.target_name, row.status.source_name
+        sheet = ReprotectSheet(self._context, row.key, row.name, here, there, self._window)
+        backend, title = self._context.backend, f"Begin to reprotect {row.name} to {there}"
+
+        def run() -> None:
+            begin = partial(backend.begin_operation, OperationKind.REPROTECT, row.key, {}, sheet.why)
             self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
 
         sheet.accepted.connect(run)

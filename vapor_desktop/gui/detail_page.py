@@ -105,7 +105,7 @@ class DetailPage(QWidget):
             button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
             top.addWidget(button)
         top.addSpacing(30)
-        for key in ("migrate", "failover"):
+        for key in ("migrate", "failover", "reprotect"):
             over = QToolButton(self)
             over.setDefaultAction(self._verbs[key])
             over.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)

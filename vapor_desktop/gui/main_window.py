@@ -151,7 +151,7 @@ class MainWindow(QMainWindow):
             [self.verbs[key] for key in ("open", "protect", "edit", "seed", "sync", "pause", "resume", "unprotect")]
         )
         recovery = bar.addMenu("&Recovery")
-        recovery.addActions([self.verbs["migrate"], self.verbs["failover"]])
+        recovery.addActions([self.verbs["migrate"], self.verbs["failover"], self.verbs["reprotect"]])
         self._build_tool_bar()
 
     def _build_tool_bar(self) -> None:
@@ -166,7 +166,7 @@ class MainWindow(QMainWindow):
         gap.setMinimumWidth(60)
         tools.addWidget(gap)
         tools.addSeparator()
-        tools.addActions([self.verbs["migrate"], self.verbs["failover"]])
+        tools.addActions([self.verbs["migrate"], self.verbs["failover"], self.verbs["reprotect"]])
         self.tools = tools
         self.addToolBar(tools)
 

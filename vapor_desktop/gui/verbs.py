@@ -77,6 +77,16 @@ def no_migrate(row: Row) -> str:
     return "" if row.status.point_count else f"{row.name} has no recovery point yet"
 
 
+def no_reprotect(row: Row) -> str:
+    """Why it cannot be protected the other way."""
+    if row.status is None:
+        return _protected(row)
+    phase = row.status.protection.phase
+    if phase is Phase.PROVISIONAL:
+        return f"the failover of {row.name} is provisional: commit it, or roll it back, first"
+    return "" if phase is Phase.FAILED_OVER else f"{row.name} has not gone over to {row.status.target_name}"
+
+
 def no_seed(row: Row) -> str:
     """Why its first copy cannot be seeded. (Which disks can, the dialog tells.)"""
     if row.status is None:
@@ -116,6 +126,7 @@ _SPECS = (
         "migrate", "&Migrate…", "migrate", "Move the VM to the other site, losing nothing", no_migrate, single=True
     ),
     _Spec("failover", "&Fail over…", "failover", "Start the VM at the other site", no_failover, single=True),
+    _Spec("reprotect", "Repr&otect…", "reprotect", "Protect it to the site it came from", no_reprotect, single=True),
 )
 
 

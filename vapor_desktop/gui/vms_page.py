@@ -115,7 +115,7 @@ class VmsPage(QWidget):
             menu.addAction(self._verbs[key])
         menu.addAction("&Copy").triggered.connect(self.table.copy)
         menu.addSeparator()
-        menu.addActions([self._verbs["migrate"], self._verbs["failover"]])
+        menu.addActions([self._verbs["migrate"], self._verbs["failover"], self._verbs["reprotect"]])
         return menu
 
     def tell_verbs(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vapor_desktop.hypervisor.backup import BackupJobs
 from vapor_desktop.hypervisor.checkpoints import Checkpoints
 from vapor_desktop.hypervisor.inventory import Inventory
 from vapor_desktop.hypervisor.lifecycle import Lifecycle
 from vapor_desktop.hypervisor.link import Link
+from vapor_desktop.hypervisor.write_down import write_down
 from vapor_desktop.model.domains import AgentRun, BackupDisk, BackupJob, DomainView
 
 
@@ -133,6 +134,10 @@ class LibvirtHypervisor:
     def resume(self, vm_uuid: str) -> None:
         """Let a paused VM run."""
         self._lifecycle.resume(vm_uuid)
+
+    def write_down(self, vm_uuid: str, disk: str, foot: str, cancelled: Callable[[], bool]) -> None:
+        """A running VM's overlay down into ``foot``, a file of its chain, which it then runs on."""
+        write_down(self._slow, vm_uuid, disk, foot, cancelled)
 
     def set_autostart(self, vm_uuid: str, on: bool) -> None:
         """Start it with the host, or not."""

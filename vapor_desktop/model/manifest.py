@@ -112,6 +112,19 @@ class KeptRun(Value):
     seq: int  # the point it ran on
 
 
+class AdoptedBase(Value):
+    """A disk's original image that the lowest overlays hang on (DESIGN §6): never removed, never merged into.
+
+    ``stamp`` (inode:size:mtime in ns) was recorded when it was adopted; another one now means that somebody wrote it.
+    ``digest``: blake3 over its block-digest table, "" where it was never read whole.
+    """
+
+    path: str
+    size_bytes: Annotated[int, Field(ge=0)]
+    stamp: str
+    digest: str = ""
+
+
 class Manifest(Value):
     """``manifest.json``."""
 
@@ -131,6 +144,8 @@ class Manifest(Value):
     runs: dict[str, dict[str, str]] = {}  # epoch number -> {disk target: overlay path below the replica}
     provisional: int = 0  # number of the epoch whose run here nobody has committed yet; 0: none
     kept: dict[str, KeptRun] = {}  # epoch number in ``runs`` -> a run that is over
+    adopted: dict[str, AdoptedBase] = {}  # disk target -> the original image at the foot of its chain
+    folded: bool = False  # the VM lives on its flat disks here and is protected to another site: no points any more
     checksum: str = ""
 
     @property

@@ -144,7 +144,8 @@ def _bring_up(f: Facts, point: PointEntry) -> list[str]:
     home, vm = _home(f, point), f.manifest.vm_uuid
     lines.append(_words("mkdir", "-m", "2770", home))
     for target, image in sorted((f.disks or {}).items()):
-        backing = f"../../disks/{point.files[target]}"
+        name = point.files[target]
+        backing = name if name.startswith("/") else f"../../disks/{name}"  # an original disk, where it lies
         lines.append(_words("qemu-img", "create", "-f", "qcow2", "-F", "qcow2", "-b", backing, image))
     if f.nvram:
         lines.append(_words("cp", f"{f.folder}/points/{point.seq:06d}/nvram.fd", f.nvram))

@@ -38,15 +38,18 @@ def check_strangers(
     epoch: Epoch,
     domains: Iterable[DomainView],
     xml_of: Callable[[str], str],
+    home: frozenset[str] = frozenset(),
 ) -> None:
     """Raises Conflict for a domain of the target that has the VM's name or UUID and is not this take-over's.
 
-    ``xml_of``: a domain's definition by its UUID.
+    ``xml_of``: a domain's definition by its UUID. ``home``: original disks that the replica stands on; the VM that
+    has them, off, is the one that comes home.
     """
     for domain in domains:
         if domain.vm_uuid == vm_uuid:
             mark = read_mark(xml_of(vm_uuid))
-            ours = mark is not None and mark.protection_id == protection_id
+            at_home = domain.live_id is None and any(d.source in home for d in domain.disks)
+            ours = at_home or (mark is not None and mark.protection_id == protection_id)
             if not ours or (domain.live_id is not None and mark is not None and mark.epoch != epoch.number):
                 raise Conflict(
                     f"The target has a VM of that UUID that is not this failover's: “{domain.name}” ({domain.state})",
@@ -57,6 +60,11 @@ def check_strangers(
                 f"The target has another VM named “{domain.name}”",
                 fix="Rename that one (virsh domrename) and try again",
             )
+
+
+def home_of(manifest: Manifest) -> frozenset[str]:
+    """Paths of the original disks that a replica stands on, where its VM once came from this site."""
+    return frozenset(base.path for base in manifest.adopted.values())
 
 
 def has_kvm(capabilities_xml: str) -> bool:

@@ -272,6 +272,27 @@ class KeptRunView:
 
 
 @dataclass(frozen=True, slots=True)
+class ReprotectPreview:
+    """What the reprotect sheet states before the button. ``price``: "bitmap: 1.2 GiB"; "" with blockers.
+
+    ``source_name``: where the VM runs, the source to be. Bytes None: not known beforehand.
+    """
+
+    protection_id: str
+    vm_name: str
+    source_name: str
+    target_name: str
+    method: str = ""
+    price: str = ""
+    why: str = ""
+    read_bytes: int = 0
+    send_bytes: int | None = None
+    old_runs: bool = False
+    effects: tuple[str, ...] = ()
+    blockers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FailoverPoint:
     """A point one can fail over to. age_s None: unknown."""
 

@@ -27,7 +27,7 @@ from vapor_desktop.model.errors import (
     VaporError,
 )
 from vapor_desktop.model.manifest import Epoch, Manifest
-from vapor_desktop.model.takeover import check_strangers, choose_point, has_kvm, mark_of, next_epoch
+from vapor_desktop.model.takeover import check_strangers, choose_point, has_kvm, home_of, mark_of, next_epoch
 from vapor_desktop.model.tpm import TpmPlan, plan_tpm
 from vapor_desktop.model.wire import GuardRequest, GuardState, LeaseRequest, OwnerWord, PlaceTpm, Run, RunRequest
 from vapor_desktop.site import leases
@@ -190,6 +190,7 @@ class BreakGlass:
             epoch,
             hv.domains(),
             lambda vm: hv.domain_xml(vm, secure=False),
+            home_of(manifest),
         )
 
     def _lacks(self, xml: str) -> list[Finding]:

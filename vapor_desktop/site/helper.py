@@ -89,6 +89,7 @@ class Helper:
             "place-tpm": lambda vm, data: tpm.place_tpm(self._settings, vm, data),
             "image-info": lambda image: verbs.image_info(self._settings, image),
             "image-bitmap-add": lambda image, name: verbs.bitmap(self._settings, image, name, add=True),
+            "image-adopt": lambda image: verbs.image_adopt(self._settings, image),
             "image-stamp": lambda image: verbs.image_stamp(self._settings, image),
             "image-bitmap-clear": lambda image, name, expect_stamp: verbs.bitmap_clear(
                 self._settings, image, name, expect_stamp

@@ -72,6 +72,13 @@ class HelperClient:
         answer = self._ask("image-bitmap-clear", image=image, name=name, expect_stamp=expect_stamp)
         return bool(answer["cleared"]), str(answer["stamp"])
 
+    def image_adopt(self, image: str) -> dict[str, Any]:
+        """Let QEMU's group at a stopped VM's image: ``format``, ``size_bytes``, ``chain`` (files), ``stamp``.
+
+        Raises Conflict while somebody writes it, NotFound.
+        """
+        return dict(self._ask("image-adopt", image=image))
+
     def image_stamp(self, image: str) -> tuple[str, bool]:
         """(what changes with every write to the image, does anybody have it open for writing)."""
         answer = self._ask("image-stamp", image=image)

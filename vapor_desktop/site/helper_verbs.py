@@ -76,6 +76,25 @@ def image_stamp(settings: SiteSettings, image: str) -> dict[str, Any]:
         return {"stamp": _stamp(descriptor), "writer": _has_writer(descriptor)}
 
 
+def image_adopt(settings: SiteSettings, image: str) -> dict[str, Any]:
+    """Let QEMU's group read and write an image that nobody has open (libvirt gave it back to its owner), and what it
+    stands on read; what it is then. The content, and so the stamp, stays. Raises Conflict while it is in use.
+    """
+    with _open_image(settings, image) as descriptor:
+        if _has_writer(descriptor):
+            raise Conflict("A VM that runs has this image open", path=image)
+        chain = chain_of(image)
+        for member in chain:
+            with _open_image(settings, str(member["filename"])) as inner:
+                _, group = _qemu_ids()
+                os.fchown(inner, -1, group)
+                mine = member is chain[0]
+                os.fchmod(inner, stat.S_IMODE(os.fstat(inner).st_mode) | (0o660 if mine else 0o440))
+        top = chain[0]
+        found = {"format": str(top["format"]), "size_bytes": int(top["virtual-size"])}
+        return {**found, "chain": len(chain), "stamp": _stamp(descriptor)}
+
+
 @contextmanager
 def _open_image(settings: SiteSettings, image: str) -> Iterator[int]:
     """A regular file below the image roots, or a block device by the very name the administrator gave it."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vapor_desktop.hypervisor.connection import LibvirtHypervisor
 from vapor_desktop.model.wire import DoctorCheck
+from vapor_desktop.site.adopting import Adopting
 from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.doctor import run_checks
 from vapor_desktop.site.enrolments import Enrolments
@@ -60,6 +61,7 @@ class Services:
     guardian: Guardian
     alarm: RpoAlarm
     seeding: Seeding
+    adopting: Adopting
     tpm: TpmKeeper
     tidying: Tidying
     guard: GuardBook
@@ -135,6 +137,7 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         alarm=RpoAlarm(store.list, events, alarm_state, settings.alarm.every_s),
         seeding=Seeding(store, helper, settings.run_dir),
         tpm=tpm,
+        adopting=Adopting(store, helper, libvirt, settings.digests_dir),
         tidying=Tidying(store),
         guard=guard,
         keeper=keeper,

@@ -17,11 +17,15 @@ from vapor_desktop.model.plans import Plan
 from vapor_desktop.model.rpo import ClockOffset
 from vapor_desktop.model.wire import (
     API_VERSION,
+    Adopted,
+    AdoptRequest,
     CommitRequest,
     CurrentAsOf,
     EnrolConsole,
     EnrolPeer,
     EpochRequest,
+    FoldPlan,
+    FoldRequest,
     GiveBackRequest,
     GuardianEvent,
     GuardRecord,
@@ -238,6 +242,14 @@ class HttpSiteApi:
     def let_go(self, vm_uuid: str, run_epoch: int, request: LetGoRequest) -> Manifest:
         """Delete what a kept run has written."""
         return self._send(Manifest, "POST", f"{_replica(vm_uuid)}/runs/{run_epoch}/let-go", request)
+
+    def adopt(self, vm_uuid: str, request: AdoptRequest) -> Adopted:
+        """The VM's original disks there become the base of the reverse direction."""
+        return self._send(Adopted, "POST", f"{_replica(vm_uuid)}/adopt", request)
+
+    def fold(self, vm_uuid: str, request: FoldRequest) -> FoldPlan:
+        """Before and after the overlay of a VM that runs there is written down."""
+        return self._send(FoldPlan, "POST", f"{_replica(vm_uuid)}/fold", request)
 
     # --- leases ---------------------------------------------------------------------------------
     def acquire_lease(self, vm_uuid: str, request: LeaseRequest) -> Lease:

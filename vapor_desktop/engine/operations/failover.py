@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from vapor_desktop.engine import records
 from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext, with_networks
+from vapor_desktop.engine.operations.target_guard import tell_target
 from vapor_desktop.engine.operations.tpm import look_at_tpm, place_tpm
 from vapor_desktop.engine.ports import Clock, Hypervisor
 from vapor_desktop.model import rpo
@@ -24,7 +25,7 @@ from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.states import Phase, Severity
-from vapor_desktop.model.takeover import check_strangers, choose_point, next_epoch
+from vapor_desktop.model.takeover import check_strangers, choose_point, home_of, next_epoch
 from vapor_desktop.model.takeover import has_kvm as has_kvm
 from vapor_desktop.model.view import FailoverPoint
 from vapor_desktop.model.wire import Run, RunRequest
@@ -64,15 +65,24 @@ def _check(ctx: StepContext) -> Result:
     ctx.protection = with_networks(told, ctx.operation.args)
     seq = wanted_point(manifest, ctx.operation.args.get("seq"))
     carried = api.point_domain(p.vm_uuid, seq)
-    check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=next_epoch(manifest, target))
+    epoch, home = next_epoch(manifest, target), home_of(manifest)
+    check_target(ctx, carried.domain_xml, carried.disks, nvram=carried.nvram, epoch=epoch, home=home)
     return {"seq": seq}
 
 
-def check_target(ctx: StepContext, domain_xml: str, disks: Sequence[str], *, nvram: bool, epoch: Epoch) -> None:
+def check_target(
+    ctx: StepContext,
+    domain_xml: str,
+    disks: Sequence[str],
+    *,
+    nvram: bool,
+    epoch: Epoch,
+    home: frozenset[str] = frozenset(),
+) -> None:
     """Raises Conflict (a stranger has its name or UUID), StartFailed (the host lacks something). Changes nothing."""
     p, target = ctx.protection, ctx.site(ctx.protection.target_site)
     hv = ctx.hypervisor(target.site_id)
-    look_for_strangers(p, hv, epoch)
+    look_for_strangers(p, hv, epoch, home)
     folder = f"{target.replica_root}/{p.vm_uuid}"
     capabilities = hv.capabilities_xml()
     kvm = has_kvm(capabilities)
@@ -93,11 +103,10 @@ def check_target(ctx: StepContext, domain_xml: str, disks: Sequence[str], *, nvr
         )
 
 
-def look_for_strangers(p: Protection, hv: Hypervisor, epoch: Epoch) -> None:
+def look_for_strangers(p: Protection, hv: Hypervisor, epoch: Epoch, home: frozenset[str] = frozenset()) -> None:
     """Raises Conflict for a domain at the target that has its name or its UUID and is not this failover's."""
-    check_strangers(
-        p.vm_uuid, p.vm_name, p.protection_id, epoch, hv.domains(), lambda vm: hv.domain_xml(vm, secure=False)
-    )
+    domains, xml = hv.domains(), lambda vm: hv.domain_xml(vm, secure=False)
+    check_strangers(p.vm_uuid, p.vm_name, p.protection_id, epoch, domains, xml, home)
 
 
 def _take_over(ctx: StepContext) -> Result:
@@ -112,6 +121,7 @@ def _take_over(ctx: StepContext) -> Result:
     epoch = next_epoch(manifest, target)
     request = RunRequest(fence=lease.fence, new_epoch=epoch, seq=chosen, reason=reason, provisional=True)
     run = api.run(p.vm_uuid, request)
+    tell_target(ctx, run.epoch, "failed over")
     ctx.note(f"Overlays on recovery point {run.seq}, epoch {epoch.number}")
     return {"seq": run.seq, "epoch": epoch.number}
 

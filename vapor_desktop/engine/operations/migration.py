@@ -15,12 +15,14 @@ from vapor_desktop.engine.operations.failover import (
     vm_state,
 )
 from vapor_desktop.engine.operations.steps import UNDO, Ask, OperationType, Result, Step, StepContext
+from vapor_desktop.engine.operations.target_guard import tell_target
 from vapor_desktop.engine.plan import checkpoint_name
 from vapor_desktop.model.domain_xml.mark import read_mark
 from vapor_desktop.model.errors import Conflict, DigestMismatch, DomainNotFound, StartFailed, VaporError
 from vapor_desktop.model.manifest import Consistency, Epoch
 from vapor_desktop.model.operations import Choice, OperationKind
 from vapor_desktop.model.states import Phase, Severity
+from vapor_desktop.model.takeover import home_of
 from vapor_desktop.model.wire import GiveBackRequest, GuardRequest, GuardState, Run, RunRequest
 
 SHUTDOWN_S = 120.0
@@ -44,7 +46,8 @@ def _check(ctx: StepContext) -> Result:
         raise Conflict(f"“{p.vm_name}” does not belong to its source any more (epoch {manifest.epoch.number})")
     disks = tuple(manifest.newest.files) if manifest.newest else ()
     epoch = Epoch(number=manifest.epoch.number + 1, owner=p.target_site)
-    check_target(ctx, source.domain_xml(p.vm_uuid), disks, nvram=domain.nvram_path is not None, epoch=epoch)
+    nvram, home = domain.nvram_path is not None, home_of(manifest)
+    check_target(ctx, source.domain_xml(p.vm_uuid), disks, nvram=nvram, epoch=epoch, home=home)
     records.update(ctx.tools.repository, p.protection_id, records.to_phase(Phase.MIGRATING))
     return {"epoch": manifest.epoch.number, "was_running": domain.live_id is not None, "autostart": domain.autostart}
 
@@ -186,6 +189,7 @@ def _take_over(ctx: StepContext) -> Result:
     """Epoch + 1 at the target, and an overlay on the last point."""
     _require_off(ctx)
     run = _run(ctx)
+    tell_target(ctx, run.epoch, "a planned migration brings it here")
     return {"run_epoch": run.epoch.number}
 
 
@@ -216,6 +220,7 @@ def _give_back(ctx: StepContext) -> None:
         reason=ctx.operation.reason,
     )
     after = api.give_back(p.vm_uuid, request)
+    tell_target(ctx, after.epoch, "the migration was undone")
     update = {"epoch_number": after.epoch.number, "epoch_owner": after.epoch.owner}
     records.update(ctx.tools.repository, p.protection_id, lambda q: q.model_copy(update=update))
 

@@ -6,9 +6,9 @@ from vapor_desktop.engine.operations.failover import FAILOVER
 from vapor_desktop.engine.operations.migration import MIGRATION
 from vapor_desktop.engine.operations.plan_run import PLAN_RUN
 from vapor_desktop.engine.operations.provisional import COMMIT, ROLLBACK
+from vapor_desktop.engine.operations.reprotect import REPROTECT
 from vapor_desktop.engine.operations.steps import OperationType
 from vapor_desktop.model.operations import OperationKind
 
-TYPES: dict[OperationKind, OperationType] = {
-    kind.kind: kind for kind in (FAILOVER, MIGRATION, PLAN_RUN, COMMIT, ROLLBACK)
-}
+_ALL = (FAILOVER, MIGRATION, PLAN_RUN, COMMIT, ROLLBACK, REPROTECT)
+TYPES: dict[OperationKind, OperationType] = {kind.kind: kind for kind in _ALL}

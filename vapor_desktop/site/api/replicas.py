@@ -6,9 +6,13 @@ from fastapi import APIRouter
 
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.wire import (
+    Adopted,
+    AdoptRequest,
     CommitRequest,
     CurrentAsOf,
     EpochRequest,
+    FoldPlan,
+    FoldRequest,
     GiveBackRequest,
     LetGoRequest,
     MergeRequest,
@@ -204,6 +208,28 @@ def let_go(vm: str, epoch: int, body: LetGoRequest, caller: Operator, site: Site
     told = {"epoch": epoch, "reason": body.reason}
     site.audit("let-go", vm_uuid=_vm(vm), **told, token_id=caller.token_id, console=caller.console_name)
     return site.store.let_go(_vm(vm), epoch, body)
+
+
+@router.post("/{vm}/adopt")
+def adopt(vm: str, body: AdoptRequest, caller: Operator, site: Site) -> Adopted:
+    """The VM's original disks here become the base of the reverse direction; they are never removed."""
+    site.audit(
+        "adopt",
+        vm_uuid=_vm(vm),
+        epoch=body.epoch.number,
+        disks={disk: d.path for disk, d in body.disks.items()},
+        reason=body.reason,
+        token_id=caller.token_id,
+        console=caller.console_name,
+    )
+    return site.adopting.adopt(_vm(vm), body)
+
+
+@router.post("/{vm}/fold")
+def fold(vm: str, body: FoldRequest, caller: Operator, site: Site) -> FoldPlan:
+    """Before and after the overlay of a VM that runs here is written down: the old direction's points go."""
+    site.audit("fold", vm_uuid=_vm(vm), done=body.done, token_id=caller.token_id, console=caller.console_name)
+    return site.store.fold(_vm(vm), body)
 
 
 def _vm(text: str) -> str:

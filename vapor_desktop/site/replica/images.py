@@ -68,14 +68,19 @@ def commit(image: Path, stop: Callable[[], bool]) -> bool:
     return True
 
 
-def _run(*arguments: str, accept: tuple[int, ...] = (0,)) -> None:
+def commit_to(image: Path, foot: Path) -> None:
+    """Write what lies above ``foot`` in the image's chain into ``foot``; the image stays as it is. Repeatable."""
+    _run("commit", "-q", "-f", "qcow2", "-b", str(foot), "-d", str(image), timeout_s=None)
+
+
+def _run(*arguments: str, accept: tuple[int, ...] = (0,), timeout_s: float | None = _QUICK_S) -> None:
     command = ("qemu-img", *arguments)
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            timeout=_QUICK_S,
+            timeout=timeout_s,
             check=False,
             umask=0o007,
             stdin=subprocess.DEVNULL,

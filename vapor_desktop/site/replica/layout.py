@@ -35,6 +35,16 @@ def new_image_name() -> str:
     return f"{uuid4().hex}.qcow2"
 
 
+def is_plain(name: str) -> bool:
+    """A file of ours below ``disks/``; else an adopted image, named by its absolute path, or one of a run."""
+    return IMAGE_NAME.fullmatch(name) is not None
+
+
+def backing_of(name: str) -> str:
+    """What an overlay in ``disks/`` or ``incoming/`` writes down as its backing file."""
+    return name if name.startswith("/") else f"../disks/{name}"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths of one replica. Overlays lie in ``incoming/`` and then in ``disks/``, both one level deep, so that

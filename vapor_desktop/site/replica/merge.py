@@ -19,7 +19,7 @@ from vapor_desktop.model.policy import Value
 from vapor_desktop.site.replica import images, index, qcow2, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import FileLock, remove, remove_flat, sync_dir, sync_file, write_durable
-from vapor_desktop.site.replica.layout import Layout
+from vapor_desktop.site.replica.layout import Layout, backing_of, is_plain
 from vapor_desktop.site.replica.references import References
 from vapor_desktop.site.replica.space import check_space
 
@@ -49,6 +49,8 @@ def start(layout: Layout, manifest: Manifest, seq: int, scan: Scan) -> Manifest:
                 f"Recovery point {point.seq} is pinned", why=", ".join(point.pins) or "the newest proven point"
             )
     pairs = {d: (lower, upper.files.get(d)) for d, lower in entry.files.items()}
+    if not all(is_plain(lower) for lower in entry.files.values()):
+        raise PointPinned(f"Recovery point {seq} is an adopted original disk: nothing is merged into that")
     journal = MergeJournal(seq=seq, pairs=pairs)
     refs = scan()
     check_free(layout, manifest, journal, refs)
@@ -135,7 +137,7 @@ def copy_down(layout: Layout, journal: MergeJournal) -> bool:
         if upper is None or not (layout.disks / upper).exists():
             continue
         header = qcow2.read_header(layout.disks / upper)
-        if header is None or header.backing != f"../disks/{lower}":
+        if header is None or header.backing != backing_of(lower):
             raise ManifestInvalid(f"{layout.disks / upper} does not hang on {lower} as the merge journal says")
         if not images.commit(layout.disks / upper, lambda: _stop_asked(layout)):
             return False
@@ -189,7 +191,7 @@ def _head_copy(layout: Layout, child: Path) -> Path:
 
 def _repoint(layout: Layout, child: Path, lower: str) -> None:
     """Another backing name into the head; its first cluster is kept aside until that is durable."""
-    backing, aside = f"../disks/{lower}", _head_copy(layout, child)
+    backing, aside = backing_of(lower), _head_copy(layout, child)
     header = qcow2.read_header(child)
     if header is not None and header.backing == backing:
         return
@@ -227,7 +229,7 @@ def _delete_leftovers(layout: Layout, manifest: Manifest, journal: MergeJournal,
     for lower, upper in journal.pairs.values():
         name = lower if upper is None else upper
         image = layout.disks / name
-        if name in listed or refs.children(image) or refs.used_by_domain(image):
+        if not is_plain(name) or name in listed or refs.children(image) or refs.used_by_domain(image):
             continue
         remove(image)
         steps.reached("merge-deleted")

@@ -9,11 +9,11 @@ from uuid import uuid4
 from vapor_desktop.model.errors import Conflict, DiskShrunk, InvalidRequest
 from vapor_desktop.model.extents import BLOCK_BYTES, Extent
 from vapor_desktop.model.manifest import DiskMode, Manifest
-from vapor_desktop.site.replica import images, index, qcow2, seed, steps
+from vapor_desktop.site.replica import adoption, images, index, qcow2, seed, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import FileLock, make_dir, sync_dir, sync_file
 from vapor_desktop.site.replica.incoming import Incoming, discard
-from vapor_desktop.site.replica.layout import Layout, check_disk, new_image_name
+from vapor_desktop.site.replica.layout import Layout, backing_of, check_disk, new_image_name
 from vapor_desktop.site.replica.record import IncomingDisk, IncomingRecord
 
 Disks = Mapping[str, tuple[int, DiskMode]]
@@ -123,6 +123,7 @@ def _make(
     layout: Layout, manifest: Manifest, seq: int, disks: Disks, checkpoint: str | None, reserve_bytes: int
 ) -> Incoming:
     newest = manifest.newest
+    adoption.check(manifest)
     planned: dict[str, IncomingDisk] = {}
     for target, (size, mode) in disks.items():
         base, base_size = _base(layout, manifest, target)
@@ -158,7 +159,7 @@ def _make(
     incoming = Incoming(layout, seq, record, busy, reserve_bytes, resumed=False)
     try:
         for target, disk in planned.items():
-            images.create(incoming.path(target), disk.size_bytes, f"../disks/{disk.base}" if disk.base else None)
+            images.create(incoming.path(target), disk.size_bytes, backing_of(disk.base) if disk.base else None)
             steps.reached("incoming-created")
             if disk.base is not None and disk.size_bytes > disk.base_size_bytes:
                 _want_tail(incoming, target, _short_tail(disk.base_size_bytes))

@@ -34,7 +34,7 @@ from vapor_desktop.site.replica.files import (
     write_durable,
 )
 from vapor_desktop.site.replica.incoming import Incoming
-from vapor_desktop.site.replica.layout import BLOB_FILES, Layout, check_disk, numbered
+from vapor_desktop.site.replica.layout import BLOB_FILES, Layout, backing_of, check_disk, is_plain, numbered
 from vapor_desktop.site.replica.seed import TABLE_OF_SEED
 
 
@@ -116,7 +116,7 @@ def _check_ready(incoming: Incoming, disks: Sequence[PointDisk]) -> None:
     for disk in disks:
         info = incoming.disk(disk.target)
         header = qcow2.read_header(incoming.path(disk.target))
-        backing = None if info.base is None else f"../disks/{info.base}"
+        backing = None if info.base is None else backing_of(info.base)
         if header is None or header.size_bytes != info.size_bytes or header.backing != backing:
             raise ImageToolFailed(f"The received image of disk {disk.target} is not what was made")
         if disk.mode is not DiskMode.COMPARE and not incoming.digests_cover(disk.target):
@@ -165,9 +165,10 @@ def _take_back(layout: Layout, manifest: Manifest, seq: int) -> None:
     """Everything is as before the publish: the unfinished point holds its overlays again."""
     entry = index.load_entry(layout, seq)
     listed = {name for p in manifest.points for name in p.files.values()}
+    listed |= {Path(name).name for run in manifest.runs.values() for name in run.values()}  # a VM lives on it
     for name in entry.files.values() if entry else ():
         moved = layout.disks / name
-        if moved.exists() and name not in listed:
+        if is_plain(name) and moved.exists() and name not in listed:
             moved.rename(layout.incoming / name)
             steps.reached("take-back")
     sync_dir(layout.disks)

@@ -8,7 +8,7 @@ from vapor_desktop.model.errors import Conflict, EpochMoved, InvalidRequest, Not
 from vapor_desktop.model.manifest import Manifest, PointEntry
 from vapor_desktop.model.runbook import by_hand
 from vapor_desktop.model.wire import GiveBackRequest, Run, RunRequest
-from vapor_desktop.site.replica import images, index, kept, steps
+from vapor_desktop.site.replica import adoption, images, index, kept, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import make_dir, remove_flat, sync_dir, sync_file, write_durable
 from vapor_desktop.site.replica.incoming import discard
@@ -41,6 +41,7 @@ def make(layout: Layout, manifest: Manifest, request: RunRequest, site_id: str, 
     entry = manifest.entry(request.seq)
     if entry is None:
         raise NotFound(f"There is no recovery point {request.seq} of VM {manifest.vm_name}")
+    adoption.check(manifest)
     number = request.new_epoch.number
     clear(layout, manifest, refs)
     directory = _made_by_hand(layout, number, entry, refs)
@@ -66,7 +67,7 @@ def _make_overlays(layout: Layout, directory: Path, entry: PointEntry) -> None:
     make_dir(directory)
     for target, name in entry.files.items():
         overlay = directory / f"{target}.qcow2"
-        images.create(overlay, entry.sizes[target], f"../../disks/{name}")
+        images.create(overlay, entry.sizes[target], name if name.startswith("/") else f"../../disks/{name}")
         sync_file(overlay)
         steps.reached("run-overlay")
     varstore = layout.point(entry.seq) / _NVRAM

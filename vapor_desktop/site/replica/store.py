@@ -19,9 +19,12 @@ from vapor_desktop.model.errors import (
 )
 from vapor_desktop.model.manifest import DiskMode, Manifest, Point, PointDisk, PointEntry
 from vapor_desktop.model.wire import (
+    AdoptRequest,
     CommitRequest,
     CurrentAsOf,
     EpochRequest,
+    FoldPlan,
+    FoldRequest,
     GiveBackRequest,
     IncomingView,
     LetGoRequest,
@@ -35,6 +38,8 @@ from vapor_desktop.model.wire import (
     WriteGrant,
 )
 from vapor_desktop.site.replica import (
+    adoption,
+    fold,
     grants,
     index,
     kept,
@@ -528,6 +533,56 @@ class ReplicaStore:
         with self._both(vm) as layout:
             self._check_lease(layout.vm, request.fence)
             return kept.let_go(layout, self._load(layout), epoch, self._scan())
+
+    # --- the way home ------------------------------------------------------------------------------
+    def check_fence(self, vm: str, fence: int) -> None:
+        """Raises StaleLease; there need be no replica yet."""
+        self._check_lease(check_vm(vm), fence)
+
+    def adopted(self, vm: str, request: AdoptRequest) -> Manifest | None:
+        """What this very adoption made before, tidied; None: it is to be done. Raises EpochMoved, PointPinned."""
+        try:
+            with self._both(vm) as layout:
+                return adoption.before(layout, self._load(layout), request, self._site_id)
+        except NotFound:
+            return None
+
+    def flatten(self, vm: str, image: Path, fence: int) -> Path:
+        """An image of a replica that is not run: the one file it consists of afterwards."""
+        with self._both(vm) as layout:
+            self._check_lease(layout.vm, fence)
+            return adoption.flatten(layout, image, self._scan())
+
+    def inside(self, vm: str, image: Path) -> bool:
+        """Does the image lie in the VM's replica?"""
+        try:
+            return image.is_relative_to(self._layout(vm).top)
+        except NotFound:
+            return False
+
+    def adopt(self, vm: str, request: AdoptRequest, found: Mapping[str, adoption.Original]) -> Manifest:
+        """The replica of the reverse direction, hung on the disks that were found. Raises StaleLease, EpochMoved."""
+        vm = check_vm(vm)
+        try:
+            layout = self._layout(vm)
+        except NotFound:
+            layout = Layout(self._roots[0], vm)
+            make_dir(layout.top)
+        with self._both(vm):
+            self._check_lease(vm, request.fence)
+            try:
+                manifest = self._load(layout)
+            except NotFound:
+                manifest = None
+            done = adoption.before(layout, manifest, request, self._site_id) if manifest else None
+            return done or adoption.adopt(layout, manifest, request, self._site_id, found)
+
+    def fold(self, vm: str, request: FoldRequest) -> FoldPlan:
+        """Before and after the VM's overlay is written down. Raises StaleLease, EpochMoved, PointPinned, Conflict."""
+        with self._urgent(vm) as layout:
+            self._check_lease(layout.vm, request.fence)
+            act = fold.finish if request.done else fold.begin
+            return act(layout, self._load(layout), request, self._site_id, self._scan())
 
     # --- after a crash -----------------------------------------------------------------------------
     def reconcile(self, vm: str) -> Manifest:
