@@ -148,7 +148,7 @@ def test_vapor_site_fails_over_on_the_host_itself(dark: Dark) -> None:
     assert (verdict.gaps, verdict.torn) == (0, 0)
     assert verdict.last >= dark.records
     after = manifest(b, dark.vm)
-    assert (after.epoch.number, after.epoch.owner) == (2, after.target_site)
+    assert (after.epoch.number, after.epoch.owner, after.provisional) == (2, after.target_site, 2)
     again = json.loads(b.exec(["vapor-site", "failover", NAME, "--reason", "again", "--json"]).stdout)
     assert (again["seq"], again["epoch"]) == (newest.seq, 2), "done again, it changes nothing"
     assert manifest(b, dark.vm) == after
@@ -168,7 +168,7 @@ def test_a_fresh_console_shows_the_truth(dark: Dark, tmp_path: Path) -> None:
             [site_b] = stage.add_sites(["b"])
             [adopted] = stage.backend.adopt_replicas(site_b.site_id)
             row = stage.row(NAME).protection
-            assert row.phase in {Phase.FAILED_OVER, Phase.PROVISIONAL}
+            assert row.phase is Phase.PROVISIONAL
             assert (row.epoch_number, row.epoch_owner) == (2, site_b.site_id)
             text = stage.backend.runbook(adopted.protection_id).text
             assert "Epoch 2: it belongs to site-b." in text

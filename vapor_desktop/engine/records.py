@@ -123,6 +123,14 @@ def failed_over(epoch_number: int, owner: str) -> Change:
     return change
 
 
+def taken_over(manifest: Manifest, now: datetime) -> Change:
+    """A change to what the target's manifest says of a VM that the target owns."""
+    epoch = manifest.epoch
+    if manifest.provisional == epoch.number:
+        return provisional(epoch.number, epoch.owner, now)
+    return failed_over(epoch.number, epoch.owner)
+
+
 def provisional(epoch_number: int, owner: str, ask_at: datetime) -> Change:
     """A change to *provisional*: it runs at the target until a person commits it or rolls it back."""
 

@@ -30,7 +30,7 @@ from vapor_desktop.model.errors import (
     Unexpected,
     VaporError,
 )
-from vapor_desktop.model.manifest import DiskMode, Epoch, Manifest
+from vapor_desktop.model.manifest import DiskMode, Manifest
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.wire import Progress, WriteGrant
@@ -298,15 +298,15 @@ class ProtectionWorker:
         phase = self._phase_after(protection, error)
         # A dark source: it may have been taken over on the target's own host, by a person without a console.
         ask = isinstance(error, EpochMoved) or phase is Phase.SOURCE_UNREACHABLE
-        moved_to = self._epoch_there(protection) if ask else None
+        moved_to = self._manifest_there(protection) if ask else None
 
         def change(p: Protection) -> Protection:
             failures = p.failures if waiting else p.failures + 1
             wait_s = 5.0 if waiting else backoff_s(failures, error.fate, self._jitter)
             if p.phase in _TAKEN_OVER:
                 return p  # it was failed over while this cycle hung: its end is nobody's business any more
-            if moved_to is not None and moved_to.owner == p.target_site:
-                return records.failed_over(moved_to.number, moved_to.owner)(p)
+            if moved_to is not None and moved_to.epoch.owner == p.target_site:
+                return records.taken_over(moved_to, now)(p)
             moved = records.to_cycle_phase(_resting(p, phase, waiting))(p)
             return moved.model_copy(
                 update={
@@ -324,14 +324,13 @@ class ProtectionWorker:
                 self._repository, now, "cycle-failed", str(error), severity=Severity.WARNING, protection_id=pid
             )
 
-    def _epoch_there(self, protection: Protection) -> Epoch | None:
+    def _manifest_there(self, protection: Protection) -> Manifest | None:
         """Who owns the VM by the target's word; None when it cannot be asked."""
         try:
-            manifest = self._gateway.api(self._site(protection.target_site)).replica(protection.vm_uuid).manifest
+            return self._gateway.api(self._site(protection.target_site)).replica(protection.vm_uuid).manifest
         except VaporError as error:
             log.info("owner is not known", vm=protection.vm_name, code=error.code, error=str(error))
             return None
-        return manifest.epoch
 
     def _phase_after(self, protection: Protection, error: VaporError) -> Phase:
         if error.code in _SITE_GONE and not self._answers(protection.source_site):

@@ -212,7 +212,9 @@ def _undo(f: Facts, point: PointEntry) -> list[str]:
 def _afterwards(f: Facts, point: PointEntry) -> list[str]:
     m = f.manifest
     if f.taken:
-        return ["A console that pairs with this site shows it as failed over."]
+        provisional = m.provisional == m.epoch.number
+        how = "provisional: commit it, or roll it back, from there" if provisional else "failed over"
+        return [f"A console that pairs with this site shows it as {how}."]
     done = shlex.join(
         ["vapor-site", "failover", m.vm_name, "--point", str(point.seq), "--reason", "it was brought up by hand"]
     )
