@@ -64,10 +64,11 @@ def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     connection.close()
 
 
+HEAD = max(path.name[1:5] for path in (database._MIGRATIONS / "versions").glob("r[0-9]*.py"))
 LATER = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0004", "0003", None, None
+revision, down_revision, branch_labels, depends_on = "9998", "{head}", None, None
 def upgrade():
     op.add_column("settings", sa.Column("note", sa.Text()))
     {tail}
@@ -78,7 +79,7 @@ def later_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: str = "
     """This program, one schema later."""
     migrations = tmp_path / "later"
     shutil.copytree(database._MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
-    (migrations / "versions" / "r0004_later.py").write_text(LATER.format(tail=tail))
+    (migrations / "versions" / "r9998_later.py").write_text(LATER.format(tail=tail, head=HEAD))
     monkeypatch.setattr(database, "_MIGRATIONS", migrations)
 
 
@@ -91,9 +92,9 @@ def test_an_upgrade_copies_the_file_first(tmp_path: Path, monkeypatch: pytest.Mo
     new = SqlRepository(url_of(path))
     assert new.setting("kept") == "yes"
     new.close()
-    (aside,) = tmp_path.glob("vapor.db.before-upgrade-0003-*")
+    (aside,) = tmp_path.glob(f"vapor.db.before-upgrade-{HEAD}-*")
     assert aside.stat().st_mode & 0o777 == 0o600
-    for file, version, columns in ((aside, "0003", 2), (path, "0004", 3)):
+    for file, version, columns in ((aside, HEAD, 2), (path, "9998", 3)):
         connection = sqlite3.connect(file)
         assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (version,)
         assert len(connection.execute("SELECT * FROM settings").fetchone()) == columns

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from vapor_desktop.engine import disks, preflight, records, settings, site_checks, wayhome
+from vapor_desktop.engine import disks, preflight, records, settings, sharing, site_checks, wayhome
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.leaving import checkpoints_at_target, forget_bitmaps
 from vapor_desktop.engine.operations.plan_run import steps_of
@@ -16,7 +16,7 @@ from vapor_desktop.engine.operations.seed import SeedCopy
 from vapor_desktop.engine.operations.steps import rows as step_rows
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
 from vapor_desktop.engine.recovery_plans import not_ready
-from vapor_desktop.engine.runtime import LAPSED, Engine
+from vapor_desktop.engine.runtime import Engine
 from vapor_desktop.engine.sitewatch import vm_status
 from vapor_desktop.model import retention, rpo
 from vapor_desktop.model.errors import (
@@ -92,7 +92,8 @@ class EngineBackend:
             peers.setdefault(b, []).append(a)
         covered = {r.protection.vm_uuid for r in rows}
         others = [e for e in self._repository.engines() if e.engine_id != self._engine.identity.engine_id]
-        alive = [e for e in others if now - e.heartbeat_at < LAPSED]
+        beats = self._repository.time()
+        alive = [e for e in others if sharing.lives(e, beats)]
         where = "here" if self._engine.active else ("service" if alive else "none")
         alerts = self._engine.alerts()
         site_rows = self._engine.sites.statuses(sites, peers)

@@ -99,6 +99,7 @@ class CycleContext:
     target_offset_s: float  # the target's clock minus ours
     hooks: Hooks = field(default_factory=Hooks)
     lease: HeldLease | None = None  # of an operation that runs this cycle as one of its steps
+    lapsed: Callable[[str], bool] = lambda _engine_id: False  # see HeldLease
     scrub_whole: bool = False  # compare every block on record, not a slice
     agents: AgentArrivals | None = None
 
@@ -128,7 +129,7 @@ class Cycle:
         c = self._c
         if c.lease is not None:
             return nullcontext(c.lease)
-        return HeldLease(c.target_api, self._vm, c.holder, c.holder_name, "cycle")
+        return HeldLease(c.target_api, self._vm, c.holder, c.holder_name, "cycle", lapsed=c.lapsed)
 
     def run(self) -> Outcome:
         """The whole cycle, under the target's lease for this VM."""

@@ -12,9 +12,11 @@ from typing import Self
 
 from vapor_desktop.engine.ports import SiteApi
 from vapor_desktop.model.errors import LeaseHeld, StaleLease, VaporError
+from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.wire import Lease, LeaseRequest
 
 TTL_S = 60.0
+_OPERATIONS = frozenset(kind.value for kind in OperationKind)
 
 
 def interrupting(
@@ -34,13 +36,18 @@ def interrupting(
     while True:
         try:
             return held.enter_context(make())
-        except LeaseHeld:
-            if time.monotonic() - began > longest_s:
+        except LeaseHeld as held_by:
+            if time.monotonic() - began > longest_s or _for_long(held_by):
                 raise
         if not asked and time.monotonic() - began >= patience_s:
             asked = True
             stop_cycle()
         pause.wait(0.2)
+
+
+def _for_long(held: LeaseHeld) -> bool:
+    """Is its holder an operation? That may last for hours: who waits is told at once instead."""
+    return held.details.get("purpose") in _OPERATIONS
 
 
 class HeldLease:
@@ -49,6 +56,8 @@ class HeldLease:
     A lease that could not be renewed is *lost*: ``lost()`` turns True and the work must stop. The site refuses
     the stale number anyway; this only saves the effort. The holder's name says what for: an engine's own cycle
     must not step into its failover any more than another engine's. ``wait_s``: how long to wait for a holder to end.
+    ``lapsed``: did that engine of ours end without giving back what it held? Then its lease is taken over at once; it
+    is fenced off by that, should it live after all.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class HeldLease:
         purpose: str,
         takeover: str | None = None,
         wait_s: float = 0.0,
+        lapsed: Callable[[str], bool] = lambda _engine_id: False,
     ) -> None:
         self._api = api
         self._vm_uuid = vm_uuid
@@ -71,6 +81,7 @@ class HeldLease:
             takeover_reason=takeover,
         )
         self._wait_s = wait_s
+        self._lapsed = lapsed
         self._done = threading.Event()
         self._lost: VaporError | None = None
         self._thread: threading.Thread | None = None
@@ -120,8 +131,15 @@ class HeldLease:
         while True:
             try:
                 return self._api.acquire_lease(self._vm_uuid, self._request)
-            except LeaseHeld:
-                if time.monotonic() >= deadline:
+            except LeaseHeld as held:
+                if self._lapsed(str(held.details.get("holder", "")).partition("/")[0]):
+                    taking = {
+                        "takeover_reason": "the engine that held it has ended",
+                        "takeover_from": held.details["holder"],
+                    }
+                    self._request = self._request.model_copy(update=taking)
+                    continue
+                if time.monotonic() >= deadline or _for_long(held):
                     raise
                 self._done.wait(0.2)
 

@@ -6,7 +6,7 @@ Nothing here is called on a GUI thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -411,9 +411,22 @@ class Repository(Protocol):
     def clock(self, site_id: str) -> tuple[float, float, datetime] | None: ...
     def save_live(self, rows: Sequence[LiveRow]) -> None: ...
     def live(self) -> dict[str, LiveRow]: ...
+    def time(self) -> datetime:
+        """The one clock that all engines of this database share: heart-beats are written and judged on it."""
+
+    def shared(self) -> bool:
+        """May engines of several machines meet here?"""
+
     def beat(self, engine: EngineRow) -> None: ...
     def engines(self) -> Sequence[EngineRow]: ...
     def drop_engine(self, engine_id: str) -> None: ...
+    def claims(self) -> dict[str, str]:
+        """Protection -> the engine whose work it is."""
+
+    def claim(self, protection_ids: Collection[str], engine_id: str, instead_of: str | None) -> None:
+        """Compare-and-set: make each this engine's, if it still is ``instead_of``'s (None: nobody's)."""
+
+    def unclaim(self, protection_ids: Collection[str], engine_id: str) -> None: ...
     def ask(self, verb: str, args: dict[str, object], asked_by: str, valid_s: float) -> int:
         """Leave a command for whichever engine lives; its number. Not taken within ``valid_s``, it is void."""
 
@@ -422,8 +435,8 @@ class Repository(Protocol):
 
     def save_alerts(self, alerts: Mapping[str, Alert]) -> None: ...
     def alerts(self) -> dict[str, Alert]: ...
-    def take_command(self, engine_id: str) -> Command | None:
-        """Claim the oldest unclaimed command by compare-and-set."""
+    def take_command(self, engine_id: str, may: Callable[[Command], bool] = lambda _command: True) -> Command | None:
+        """Claim the oldest unclaimed command that ``may``, by compare-and-set."""
 
     def answer(self, command_id: int, result: dict[str, object] | None, error: dict[str, object] | None) -> None: ...
     def save_operation(self, operation: Operation, *, expect_version: int | None = None) -> Operation:

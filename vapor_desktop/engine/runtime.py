@@ -1,8 +1,8 @@
 """The engine: a loop that looks, decides and hands work to threads. No Qt; blocks in ``run`` until ``stop``.
 
-One engine per database acts; another that finds a living one waits as a stand-by and takes over when its
-heart-beat lapses. Two that start in the same instant may both act until the next heart-beat: the sites' leases
-exclude, this only saves the effort. Both meet only in the database, so a console beside it is a mere viewer.
+Engines meet only in the database: ``sharing`` says which of them act, and which protection is whose. One that does
+not act waits, and takes over when a heart-beat lapses; a console beside a service is a mere viewer. Two that start in
+the same instant may both act until the next heart-beat: the sites' leases exclude, this only saves the effort.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from vapor_desktop.engine import alerts as alert_rules
-from vapor_desktop.engine import records, scheduler
+from vapor_desktop.engine import records, scheduler, sharing
 from vapor_desktop.engine.guardian_news import GuardianNews, open_acts
 from vapor_desktop.engine.operations.registry import TYPES
 from vapor_desktop.engine.operations.runner import OperationRunner
@@ -43,7 +43,7 @@ from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
 from vapor_desktop.model.errors import DomainBusy, InvalidRequest, Unexpected, VaporError
-from vapor_desktop.model.operations import OperationKind
+from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.plans import PlanMode
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase
@@ -53,7 +53,6 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 0.2
 BEAT_S = 2.0
-LAPSED = timedelta(seconds=10)
 LOOK_S = 10.0
 INVENTORY_S = 30.0
 PLANS_S = 10.0
@@ -96,7 +95,7 @@ class Engine:
         self.news = GuardianNews(repository, gateway, clock)
         self.worker = ProtectionWorker(repository, gateway, self.sites, clock, identity)
         self.recovery = Recovery(repository, gateway, self.sites, clock, identity)
-        tools = Tools(repository, gateway, self.sites, clock, identity, self.worker)
+        tools = Tools(repository, gateway, self.sites, clock, identity, self.worker, self._has_lapsed)
         self.operations = OperationRunner(tools, durable, TYPES)
         self.plans = RecoveryPlans(repository, gateway, clock, identity, self._answers)
         self._plans_looked_at = float("-inf")
@@ -119,7 +118,11 @@ class Engine:
         self._inventory_at: dict[str, float] = {}
         self._beat_at = float("-inf")
         self._adopted_at = float("-inf")
-        self._living: set[str] = set()
+        self._claims = sharing.Claims(repository, identity.engine_id)
+        self._acting: tuple[str, ...] = ()
+        self._living: frozenset[str] = frozenset()  # the others
+        self._lapsed: frozenset[str] = frozenset()  # engines of this database that ended without saying so
+        self.worker.lapsed = self._has_lapsed
         self._alerts: dict[str, Alert] = {}
         self._sampled_at: dict[str, datetime] = {}
         self._lock = threading.Lock()
@@ -130,12 +133,19 @@ class Engine:
         self._cycles: dict[str, tuple[float, Sequence[CycleRecord]]] = {}
         self._published_at = float("-inf")
         self._thinned_at = float("-inf")
+        self._shared_at = float("-inf")
+        self._shared: frozenset[str] = frozenset()
 
     # --- life ----------------------------------------------------------------------------------------
     @property
     def active(self) -> bool:
-        """Is this the engine that acts?"""
+        """Is this an engine that acts?"""
         return self._active.is_set()
+
+    @property
+    def leads(self) -> bool:
+        """Is it the one of those that act that does what is to be done once: alerts, samples, the sites' news?"""
+        return self._acting[:1] == (self.identity.engine_id,)
 
     def wait_active(self, timeout_s: float) -> bool:
         """Wait until this engine acts."""
@@ -170,30 +180,32 @@ class Engine:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._looks.shutdown(wait=True, cancel_futures=True)
         self._verbs.shutdown(wait=True, cancel_futures=True)
-        if self.active:
-            self.repository.save_live([])
         self.repository.drop_engine(self.identity.engine_id)
 
     # --- one tick --------------------------------------------------------------------------------------
     def _tick(self) -> None:
         self._beat()
         self._look_at_sites()
-        if not self.active:
-            return
         self._reap()
-        self._take_commands()
-        rows = self.statuses()
-        self._start_due({r.key: r for r in rows})
         if self.clock.monotonic() - self._adopted_at >= BEAT_S:
             self._adopted_at = self.clock.monotonic()
-            self.operations.adopt(self._living)
-        self._look_at_plans()
-        self._look_for_splits()
+            self.operations.touch()
+            if self.active:
+                self.operations.adopt(self._living, self._may_adopt)
+        if not self.active and not self._claims.mine:
+            return
+        rows = self.statuses()
+        self._take_commands()
+        if self.active:
+            self._share(rows)
+            self._start_due({r.key: r for r in rows if r.key in self._claims.lasting})
+        if self.leads:
+            self._look_at_plans()
+            self._look_for_splits()
         if self.clock.monotonic() - self._published_at >= PUBLISH_S:
             self._published_at = self.clock.monotonic()
             self._publish(rows)
-            self._tell_lost(rows)
-        if self.clock.monotonic() - self._thinned_at >= THIN_S:
+        if self.leads and self.clock.monotonic() - self._thinned_at >= THIN_S:
             self._thinned_at = self.clock.monotonic()
             self._looks.submit(self.repository.thin, self.clock.now())
 
@@ -234,25 +246,45 @@ class Engine:
         if now_mono - self._beat_at < BEAT_S:
             return
         self._beat_at = now_mono
-        now = self.clock.now()
+        me, now = self.identity.engine_id, self.repository.time()
         # Be seen first, then look: of two that start together at least one sees the other.
-        mine = EngineRow(self.identity.engine_id, socket.gethostname(), os.getpid(), self.identity.kind, now)
+        mine = EngineRow(me, socket.gethostname(), os.getpid(), self.identity.kind, now)
         self.repository.beat(mine)
-        living = [
-            e
-            for e in self.repository.engines()
-            if e.engine_id != self.identity.engine_id and now - e.heartbeat_at < LAPSED and not _dead_here(e)
-        ]
-        # The oldest id in the table acts; ids begin with their start time, so that is the engine that came first.
-        self._living = {e.engine_id for e in living}
-        if all(self.identity.engine_id < e.engine_id for e in living):
-            if not self.active:
-                log.info("engine is active", engine=self.identity.engine_id, kind=self.identity.kind)
-                with self._lock:  # episodes go on where the engine before this one left them
-                    self._alerts = self.repository.alerts()
-                self._active.set()
-        else:
+        others = [e for e in self.repository.engines() if e.engine_id != me]
+        living = [e for e in others if sharing.lives(e, now)]
+        self._living = frozenset(e.engine_id for e in living)
+        self._lapsed = frozenset(e.engine_id for e in others) - self._living
+        led = self.leads
+        self._acting = sharing.acting([*living, mine], shared=self.repository.shared())
+        if self.leads and not led:
+            with self._lock:  # episodes go on where the engine before this one left them
+                self._alerts = self.repository.alerts()
+        if me not in self._acting:
             self._active.clear()
+        elif not self.active:
+            log.info("engine is active", engine=me, kind=self.identity.kind)
+            self._active.set()
+        self._share(self.statuses() if self.active else ())
+
+    def _share(self, rows: Sequence[ProtectionStatus]) -> None:
+        """See to the claims: with every heart-beat, and at once when a protection is new."""
+        keys = frozenset(r.key for r in rows)
+        if self._shared_at == self._beat_at and keys <= self._shared:
+            return
+        self._shared_at, self._shared = self._beat_at, keys
+        before = self._claims.mine
+        self._claims.refresh(keys, self._acting, self._living, {*self._running, *self.operations.protections()})
+        if self._claims.mine != before:
+            log.info("claims", mine=len(self._claims.mine), engines=len(self._acting))
+            self.forget_rows()
+
+    def _has_lapsed(self, engine_id: str) -> bool:
+        return engine_id in self._lapsed
+
+    def _may_adopt(self, operation: Operation) -> bool:
+        """Who has the VM's cycles has its operations; the leading engine has what is nobody's."""
+        holder = self._claims.holder(operation.protection_id)
+        return self.leads if holder is None else holder == self.identity.engine_id
 
     def _look_at_sites(self) -> None:
         now = self.clock.monotonic()
@@ -274,7 +306,7 @@ class Engine:
         after = self.sites.seen(site.site_id)
         if after is None or not self.active:
             return
-        if after.status.reachable:
+        if after.status.reachable and self.leads:
             self.news.read(site)
         if after.status.reachable is False and not after.status.refuses:
             self._source_dark(site.site_id)
@@ -289,7 +321,7 @@ class Engine:
             return records.to_phase(Phase.SOURCE_UNREACHABLE)(p) if lit else p
 
         for p in self.repository.protections():
-            if p.source_site == site_id:
+            if p.source_site == site_id and p.protection_id in self._claims.mine:
                 records.update(self.repository, p.protection_id, change)
         self.forget_rows()
 
@@ -400,7 +432,8 @@ class Engine:
                 site_names=names,
                 route=routes.get(frozenset((p.source_site, p.target_site)), "direct"),
             )
-            if self.active:  # what runs is known here; the database's word is for viewers, and a second old
+            # What runs here is known here; the database's word is about others' work, and a second old.
+            if p.protection_id in self._claims.mine:
                 running = self._running.get(p.protection_id)
                 began = running[1] if running is not None and not running[0].done() else None
                 row = replace(row, progress=self.worker.progress(p.protection_id), cycle_started_at=began)
@@ -408,8 +441,8 @@ class Engine:
         return tuple(rows)
 
     def alerts(self) -> tuple[Alert, ...]:
-        """Open and lately closed episodes: the acting engine's, whichever process it lives in."""
-        if not self.active:
+        """Open and lately closed episodes: the leading engine's, whichever process it lives in."""
+        if not self.leads:
             return tuple(self.repository.alerts().values())
         with self._lock:
             return tuple(self._alerts.values())
@@ -428,8 +461,12 @@ class Engine:
                     power.get(r.protection.vm_uuid, r.source_power),
                 )
                 for r in rows
+                if r.key in self._claims.mine
             ]
         )
+        self._tell_lost([r for r in rows if r.key in self._claims.mine])
+        if not self.leads:
+            return
         site_rows = self.sites.statuses(list(self.repository.sites()), {})
         current = [*alert_rules.conditions(rows, site_rows, now), *open_acts(rows, self.news.acts(), now)]
         before = self._alerts
@@ -450,8 +487,19 @@ class Engine:
 
     # --- commands ----------------------------------------------------------------------------------------
     def _take_commands(self) -> None:
-        while (command := self.repository.take_command(self.identity.engine_id)) is not None:
+        while (command := self.repository.take_command(self.identity.engine_id, self._may_take)) is not None:
             self._verbs.submit(self._execute, command)
+
+    def _may_take(self, command: Command) -> bool:
+        """What is about a protection is for the engine whose it is; the rest for any that acts."""
+        key = command.args.get("protection_id")
+        holder = self._claims.holder(str(key))
+        if holder == self.identity.engine_id:
+            return self.active or command.verb != "sync"  # what only finishes its work here begins no cycle
+        if key is None or holder is None:
+            # One that is not claimed yet will be in a moment: then its engine takes the command.
+            return self.active and key not in self._shared
+        return False
 
     def _execute(self, command: Command) -> None:
         verbs: dict[str, Callable[[dict[str, object]], dict[str, object]]] = {
@@ -549,19 +597,6 @@ class Engine:
     def _delete_replica(self, args: dict[str, object]) -> dict[str, object]:
         self.recovery.delete_replica(str(args["protection_id"]))
         return {}
-
-
-def _dead_here(engine: EngineRow) -> bool:
-    """An engine of this very machine whose process is gone need not be waited for."""
-    if engine.host != socket.gethostname():
-        return False
-    try:
-        os.kill(engine.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def new_identity(kind: str, clock: Clock) -> EngineIdentity:

@@ -80,6 +80,7 @@ class ProtectionWorker:
         self._lock = threading.Lock()
         self._progress: dict[str, Progress] = {}
         self._cancelled: set[str] = set()
+        self.lapsed: Callable[[str], bool] = lambda _engine_id: False  # an engine of ours that ended unseen
         self.before_job_end: Callable[[str, Manifest, str | None], None] | None = None
 
     def progress(self, protection_id: str) -> Progress | None:
@@ -172,6 +173,7 @@ class ProtectionWorker:
             target_offset_s=clock_row[0] if clock_row else 0.0,
             hooks=hooks,
             lease=lease,
+            lapsed=self.lapsed,
             scrub_whole=scrub_whole,
             agents=self._agents,
         )
@@ -378,7 +380,12 @@ class ProtectionWorker:
         refused: set[int] = set()
         try:
             with HeldLease(
-                api, protection.vm_uuid, self._identity.engine_id, self._identity.name, "retention"
+                api,
+                protection.vm_uuid,
+                self._identity.engine_id,
+                self._identity.name,
+                "retention",
+                lapsed=self.lapsed,
             ) as lease:
                 while due := _to_drop(manifest, now, limit, refused):
                     newest = manifest.newest

@@ -139,6 +139,7 @@ class LeaseRequest(Value):
     purpose: str
     ttl_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     takeover_reason: str | None = None
+    takeover_from: str | None = None  # only from that holder: another one has come meanwhile otherwise
 
 
 class Lease(Value):
@@ -150,6 +151,7 @@ class Lease(Value):
     purpose: str
     fence: int
     expires_at: datetime
+    since: datetime | None = None  # when this holder got it; None from an older site
 
 
 class WriteGrant(Value):

@@ -46,15 +46,18 @@ def acquire(directory: Path, vm_uuid: str, request: LeaseRequest, audit: Audit) 
         state = _load(path)
         living = _living(state)
         if living is not None and living.holder != request.holder:
-            if not request.takeover_reason:
+            if not request.takeover_reason or request.takeover_from not in {None, living.holder}:
+                since = f" since {living.since:%Y-%m-%d %H:%M:%S}Z" if living.since else ""
                 raise LeaseHeld(
                     f"{living.holder_name} holds this VM's lease at this site",
-                    why=living.purpose,
+                    why=f"{living.purpose}{since}",
                     fix="Wait until it is done, or take the lease over with a reason",
                     holder=living.holder,
                     holder_name=living.holder_name,
                     purpose=living.purpose,
                     expires_at=living.expires_at.isoformat(),
+                    since=living.since.isoformat() if living.since else None,
+                    vm_uuid=living.vm_uuid,
                 )
             audit(
                 "lease-takeover",
@@ -66,6 +69,7 @@ def acquire(directory: Path, vm_uuid: str, request: LeaseRequest, audit: Audit) 
                 reason=request.takeover_reason,
             )
         fence = int(state["fence"]) + 1
+        kept = living is not None and living.holder == request.holder
         lease = Lease(
             vm_uuid=vm_file_name(vm_uuid),
             holder=request.holder,
@@ -73,6 +77,7 @@ def acquire(directory: Path, vm_uuid: str, request: LeaseRequest, audit: Audit) 
             purpose=request.purpose,
             fence=fence,
             expires_at=_after(request.ttl_s),
+            since=living.since if kept and living is not None else datetime.now(UTC),
         )
         _store(path, fence, lease, request.ttl_s)
         return lease

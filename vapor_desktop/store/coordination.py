@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 from pydantic import TypeAdapter
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from vapor_desktop.engine.ports import Command, EngineRow, LiveRow
 from vapor_desktop.model.errors import NotFound
 from vapor_desktop.model.view import Alert
 from vapor_desktop.model.wire import Progress
 from vapor_desktop.store.database import Database
+from vapor_desktop.store.schema import UtcTime, claims, clocks, commands, engines, live, protections, settings
 from vapor_desktop.store.schema import alerts as alerts_table
-from vapor_desktop.store.schema import clocks, commands, engines, live, protections, settings
 
 _ALERT = TypeAdapter(Alert)
 _Answer = tuple[dict[str, object] | None, dict[str, object] | None]
@@ -69,6 +69,17 @@ class CoordinationStore:
             for row in rows
         }
 
+    def time(self) -> datetime:
+        """The one clock that all engines of this database share: heart-beats are written and judged on it."""
+        if self._db.is_sqlite:  # a file: all of them are on this machine
+            return datetime.now(UTC)
+        with self._db.read() as connection:
+            return connection.execute(select(func.clock_timestamp(type_=UtcTime))).scalar_one()
+
+    def shared(self) -> bool:
+        """May engines of several machines meet here? A file is one machine's."""
+        return not self._db.is_sqlite
+
     def beat(self, engine: EngineRow) -> None:
         """This engine lives."""
         with self._db.write() as connection:
@@ -81,37 +92,71 @@ class CoordinationStore:
         return tuple(EngineRow(**row) for row in rows)
 
     def drop_engine(self, engine_id: str) -> None:
-        """This engine has ended. Idempotent."""
+        """This engine has ended, and its claims with it. Idempotent."""
         with self._db.write() as connection:
+            connection.execute(delete(claims).where(claims.c.engine_id == engine_id))
             connection.execute(delete(engines).where(engines.c.engine_id == engine_id))
+
+    def claims(self) -> dict[str, str]:
+        """Protection -> the engine whose work it is."""
+        with self._db.read() as connection:
+            return {row.protection_id: row.engine_id for row in connection.execute(select(claims))}
+
+    def claim(self, protection_ids: Collection[str], engine_id: str, instead_of: str | None) -> None:
+        """Make these this engine's, each if it still is ``instead_of``'s (None: nobody's)."""
+        if instead_of is not None:
+            statement = (
+                update(claims)
+                .where(claims.c.protection_id.in_(protection_ids), claims.c.engine_id == instead_of)
+                .values(engine_id=engine_id)
+            )
+            with self._db.write() as connection:
+                connection.execute(statement)
+            return
+        with self._db.write() as connection:
+            known = select(protections.c.protection_id).where(protections.c.protection_id.in_(protection_ids))
+            rows = [{"protection_id": found, "engine_id": engine_id} for found in connection.execute(known).scalars()]
+            self._db.add_missing(connection, claims, rows)
+
+    def unclaim(self, protection_ids: Collection[str], engine_id: str) -> None:
+        """Give these back, where they are this engine's. Idempotent."""
+        ours = (claims.c.engine_id == engine_id, claims.c.protection_id.in_(protection_ids))
+        with self._db.write() as connection:
+            connection.execute(delete(claims).where(*ours))
+
+    def forget_engines(self, before: datetime) -> None:
+        """Those whose heart has not beaten since: killed long ago."""
+        with self._db.write() as connection:
+            connection.execute(delete(engines).where(engines.c.heartbeat_at < before))
 
     def ask(self, verb: str, args: dict[str, object], asked_by: str, valid_s: float) -> int:
         """Leave a command for whichever engine lives; its number. Not taken within ``valid_s``, it is void."""
-        now = datetime.now(UTC)
+        now = self.time()
         until = now + timedelta(seconds=valid_s)
         row = {"verb": verb, "args": args, "asked_by": asked_by, "asked_at": now, "expires_at": until}
         with self._db.write() as connection:
             key = connection.execute(insert(commands).values(row).returning(commands.c.command_id)).scalar_one()
         return int(key)
 
-    def take_command(self, engine_id: str) -> Command | None:
-        """The oldest command that nobody has taken and that still holds, now this engine's; None without one."""
-        untaken = (commands.c.taken_by.is_(None), commands.c.expires_at > datetime.now(UTC))
-        waiting = select(commands).where(*untaken).order_by(commands.c.command_id).limit(1)
-        while True:
-            with self._db.read() as connection:
-                row = connection.execute(waiting).first()
-            if row is None:
-                return None
+    def take_command(self, engine_id: str, may: Callable[[Command], bool] = lambda _command: True) -> Command | None:
+        """The oldest command that nobody has taken, that still holds and that ``may``, now this engine's; or None."""
+        untaken = (commands.c.taken_by.is_(None), commands.c.expires_at > self.time())
+        waiting = select(commands).where(*untaken).order_by(commands.c.command_id)
+        with self._db.read() as connection:
+            rows = connection.execute(waiting).all()
+        for row in rows:
+            command = Command(row.command_id, row.verb, row.args, row.asked_by)
+            if not may(command):
+                continue
             claim = (
                 update(commands)
                 .where(commands.c.command_id == row.command_id, commands.c.taken_by.is_(None))
                 .values(taken_by=engine_id, taken_at=datetime.now(UTC))
             )
             with self._db.write() as connection:
-                claimed = connection.execute(claim).rowcount == 1
-            if claimed:
-                return Command(row.command_id, row.verb, row.args, row.asked_by)
+                if connection.execute(claim).rowcount == 1:
+                    return command
+        return None
 
     def withdraw(self, command_id: int) -> bool:
         """Take a command back. False when an engine has it already."""

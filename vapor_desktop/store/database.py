@@ -76,6 +76,13 @@ class Database:
         changed = {name: statement.excluded[name] for name in listed[0] if name not in keys}
         connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), listed)
 
+    def add_missing(self, connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Insert those of ``rows`` whose key is not there yet."""
+        listed = [dict(row) for row in rows]
+        if listed:
+            insert = sqlite.insert if self.is_sqlite else postgresql.insert
+            connection.execute(insert(table).on_conflict_do_nothing(), listed)
+
     def close(self) -> None:
         """Give back all connections."""
         self.engine.dispose()

@@ -18,6 +18,7 @@ from vapor_desktop.model.errors import Unexpected
 from vapor_desktop.model.operations import SCHEMA
 
 _WORKFLOW = "vapor-operation"
+_OVER = {"SUCCESS", "ERROR"}
 
 _body: Callable[[str, Journal], None] | None = None
 
@@ -44,6 +45,7 @@ class DbosOperations:
         self._url = _system_url(database_url)
         self._lock = threading.Lock()
         self._launched = False
+        self._queue = ""
 
     def launch(self, engine_id: str, body: Callable[[str, Journal], None]) -> None:
         """Open the tables. The executor's id is the engine's own: ``local`` would run others' steps twice."""
@@ -60,7 +62,11 @@ class DbosOperations:
                 "log_level": "WARNING",
             }
             DBOS(config=config)
+            # A resumed workflow goes through a queue; from a common one any engine would take it.
+            self._queue = f"adopted-by-{engine_id}"
+            DBOS.listen_queues([self._queue])
             DBOS.launch()
+            DBOS.register_queue(self._queue)
             self._launched = True
 
     def start(self, operation_id: str) -> None:
@@ -70,16 +76,31 @@ class DbosOperations:
 
     def adopt(self, operation_id: str) -> None:
         """Go on where it was cut; from the beginning when the engine died before it even began."""
-        if DBOS.get_workflow_status(operation_id) is None:
+        newest, forks = operation_id, 0
+        while DBOS.get_workflow_status(following := f"{operation_id}~{forks + 1}") is not None:
+            newest, forks = following, forks + 1
+        status = DBOS.get_workflow_status(newest)
+        if status is None:
             self.start(operation_id)
+        elif status.status in _OVER:
+            self._fork(newest, following)
         else:
-            DBOS.resume_workflow(operation_id)
+            DBOS.resume_workflow(newest, queue_name=self._queue)
+
+    def _fork(self, ended: str, name: str) -> None:
+        """DBOS thinks that one over, and the operation is open: it broke off. Again, from the step that failed."""
+        steps = DBOS.list_workflow_steps(ended, load_output=True)
+        failed = [s["function_id"] for s in steps if s["error"] is not None]
+        start = min(failed, default=max((s["function_id"] for s in steps), default=0) + 1)
+        with SetWorkflowID(name):
+            DBOS.fork_workflow(ended, start, queue_name=self._queue)
 
     def close(self) -> None:
         """Workflows that still run stay pending; who adopts them goes on at the step that was cut."""
         with self._lock:
             if self._launched:
                 self._launched = False
+                DBOS.delete_queue(self._queue)  # what still waits in it is given another by whoever adopts it
                 DBOS.destroy(workflow_completion_timeout_sec=0)
 
 

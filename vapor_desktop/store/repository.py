@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from vapor_desktop.store.coordination import CoordinationStore
 from vapor_desktop.store.database import Database
@@ -11,6 +11,8 @@ from vapor_desktop.store.inventory import InventoryStore
 from vapor_desktop.store.operations import OperationStore
 from vapor_desktop.store.plans import PlanStore
 from vapor_desktop.store.samples import SampleStore
+
+ENGINES_KEPT = timedelta(days=1)
 
 
 class SqlRepository(InventoryStore, HistoryStore, SampleStore, CoordinationStore, OperationStore, PlanStore):
@@ -27,6 +29,7 @@ class SqlRepository(InventoryStore, HistoryStore, SampleStore, CoordinationStore
         """Roll up and forget what is old. Idempotent."""
         self.thin_samples(now)
         self.thin_history(now)
+        self.forget_engines(now - ENGINES_KEPT)
 
     def close(self) -> None:
         """Give back all connections."""

@@ -180,6 +180,14 @@ engines = Table(
     Column("heartbeat_at", UtcTime, nullable=False),
 )
 
+# Whose work a protection is. Held from the first cycle on, given back by its engine or taken from a dead one.
+claims = Table(
+    "claims",
+    metadata,
+    Column("protection_id", String, ForeignKey(_OF_PROTECTION, **_CASCADE), primary_key=True),
+    Column("engine_id", String, nullable=False),
+)
+
 commands = Table(
     "commands",
     metadata,

@@ -183,7 +183,8 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
 FAILOVER = OperationType(
     kind=OperationKind.FAILOVER,
     steps=(
-        Step("check", "Look whether it would start at the target", _check),
+        # In an emergency a person hears at once that the target is dark too, and may try again.
+        Step("check", "Look whether it would start at the target", _check, retry_after_s=(0.5,)),
         Step("take-over", "Take the VM over at the target", _take_over),
         Step("start", "Start it", _start, no_return=True),
     ),

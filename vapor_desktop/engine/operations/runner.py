@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 import structlog
 
 from vapor_desktop.engine import records
+from vapor_desktop.engine.operations.guarded import GuardedJournal
 from vapor_desktop.engine.operations.steps import (
     RETRY,
     STOP,
+    TAKE_OVER,
     UNDO,
     Ask,
     EngineStopping,
@@ -34,8 +36,10 @@ from vapor_desktop.engine.operations.steps import (
 from vapor_desktop.engine.ports import Durable, Journal
 from vapor_desktop.model.errors import (
     Conflict,
+    DatabaseTrouble,
     Fate,
     InvalidRequest,
+    LeaseHeld,
     NotFound,
     OperationStopped,
     Unexpected,
@@ -59,10 +63,10 @@ from vapor_desktop.model.states import Severity
 
 log = structlog.get_logger(__name__)
 
-# A fault that may mend itself is tried again this long before a person is asked.
-RETRY_AFTER_S = (0.5, 1.0, 2.0, 4.0)
 ANSWER_LOOK_S = 0.2
 TOUCH_EVERY = timedelta(seconds=20)
+LEFT_AFTER_S = 30.0  # an operation of ours that nothing here has run for so long is begun again
+LEAVE_S = 5.0
 _CONTINUE = Choice(key="continue", text="Go on")
 
 Observer = Callable[[str, str, str], None]  # (operation id, step, "begin" | "acted" | "recorded")
@@ -79,6 +83,9 @@ class OperationRunner:
         self._stopping = threading.Event()
         self._leases: dict[str, Leases] = {}
         self._lock = threading.Lock()
+        self._run_at: dict[str, float] = {}  # operation -> when this process last had it in hand
+        self._bodies: set[str] = set()
+        self._no_bodies = threading.Condition(self._lock)
         self.observer: Observer = lambda _o, _s, _m: None
 
     # --- what others ask ---------------------------------------------------------------------------------
@@ -162,13 +169,21 @@ class OperationRunner:
         """The steps such an operation has, none begun."""
         return rows(self._types[kind].steps)
 
-    def adopt(self, living: set[str]) -> None:
+    def protections(self) -> set[str]:
+        """Those of which an operation is open here."""
+        return {o.protection_id for o in self._mine()}
+
+    def touch(self) -> None:
+        """A sign of life for each open operation of ours; one that was broken off here is begun again."""
+        for operation in self._mine():
+            self._touch(operation)
+
+    def adopt(self, living: Collection[str], may: Callable[[Operation], bool] = lambda _operation: True) -> None:
         """Take over what engines that live no more have left, by compare-and-set. Call it now and then."""
         mine = self._tools.identity.engine_id
         for operation in self._repository.operations(open_only=True):
-            if operation.engine_id == mine:
-                self._touch(operation)
-            elif operation.engine_id not in living and operation.state is not OperationState.INTERRUPTED:
+            gone = operation.engine_id != mine and operation.engine_id not in living
+            if gone and operation.state is not OperationState.INTERRUPTED and may(operation):
                 self._take_over(operation)
 
     def answer(self, operation_id: str, question_id: str, choice: str) -> None:
@@ -210,6 +225,8 @@ class OperationRunner:
     def close(self) -> None:
         """This engine ends; what runs is left to be adopted."""
         self._stopping.set()
+        with self._lock:  # a step in the middle of its act may still end, and be recorded
+            self._no_bodies.wait_for(lambda: not self._bodies, LEAVE_S)
         self._durable.close()
         with self._lock:
             for leases in self._leases.values():
@@ -220,8 +237,23 @@ class OperationRunner:
     def _ready(self) -> None:
         self._durable.launch(self._tools.identity.engine_id, self._body)
 
+    def _mine(self) -> list[Operation]:
+        me = self._tools.identity.engine_id
+        return [o for o in self._repository.operations(open_only=True) if o.engine_id == me]
+
     def _touch(self, operation: Operation) -> None:
-        now = self._tools.clock.now()
+        now, operation_id = self._tools.clock.now(), operation.operation_id
+        with self._lock:
+            here = self._tools.clock.monotonic()
+            if operation_id in self._bodies:
+                self._run_at[operation_id] = here
+            left = here - self._run_at.setdefault(operation_id, here) > LEFT_AFTER_S
+            if left:
+                self._run_at[operation_id] = here
+        if left and operation.state is not OperationState.INTERRUPTED:
+            log.warning("operation begun again", operation=operation_id)
+            self._ready()
+            self._durable.adopt(operation_id)
         if now - operation.seen_at >= TOUCH_EVERY:
             self._update(operation.operation_id, lambda o: o.model_copy(update={"seen_at": now}))
 
@@ -243,17 +275,28 @@ class OperationRunner:
 
     # --- the durable body ----------------------------------------------------------------------------------
     def _body(self, operation_id: str, journal: Journal) -> None:
+        with self._lock:
+            self._bodies.add(operation_id)
+        guarded = GuardedJournal(journal, self._stopping, lambda: self._is_ours(operation_id), self._tools.clock)
         try:
-            self._drive(operation_id, journal)
+            self._drive(operation_id, guarded)
         except Exception as error:
-            if self._stopping.is_set():
-                raise  # the journal is closed under us; whoever adopts goes on
+            if self._stopping.is_set() or not self._is_ours(operation_id):
+                raise EngineStopping from error  # nothing is recorded; whoever has adopted it, or will, goes on
             log.exception("operation crashed", operation=operation_id)
             wire = Unexpected("The operation ended in an error of this program", why=repr(error)).to_wire()
             failed = {"error": wire}
             self._update(
                 operation_id, lambda o: _closed(o, OperationState.FAILED, self._tools).model_copy(update=failed)
             )
+
+        finally:
+            with self._lock:
+                self._bodies.discard(operation_id)
+                self._no_bodies.notify_all()
+
+    def _is_ours(self, operation_id: str) -> bool:
+        return self._operation(operation_id).engine_id == self._tools.identity.engine_id
 
     def _drive(self, operation_id: str, journal: Journal) -> None:
         operation = self._operation(operation_id)
@@ -317,18 +360,20 @@ class OperationRunner:
         except Ask as question:
             asked = self._ask(operation_id, name, question.text, question.choices)
             return asked if question.error is None else {**asked, "error": question.error.to_wire()}
+        except DatabaseTrouble:
+            raise  # of ours, not of what is operated on
         except VaporError as error:
             self._mark(operation_id, step, StepState.FAILED, str(error))
             if not kind.asks:
                 return {"error": error.to_wire()}
-            choices = (RETRY, _way_out(kind, operation))
+            choices = (*_ways(error), _way_out(kind, operation))
             return {**self._ask(operation_id, name, str(error), choices), "error": error.to_wire()}
         self.observer(operation_id, step.name, "acted")
         self._mark(operation_id, step, StepState.DONE)
         return {"done": result}
 
     def _patiently(self, step: Step, context: StepContext) -> Result:
-        for wait_s in (*RETRY_AFTER_S, None):
+        for wait_s in (*step.retry_after_s, None):
             try:
                 return step.act(context)
             except VaporError as error:
@@ -350,7 +395,7 @@ class OperationRunner:
         operation_id: str,
         kind: OperationType,
         done: Mapping[str, Result],
-        answers: Mapping[str, str],
+        answers: dict[str, str],
     ) -> None:
         """Backwards over everything that was begun, the cut-off step too."""
         steps = kind.steps_for(self._operation(operation_id).args)
@@ -362,8 +407,12 @@ class OperationRunner:
             while True:
                 name = f"undo {step.name}/{attempt}"
                 out = journal.step(name, partial(self._take_back, operation_id, step, name, done, answers))
-                if "ask" not in out or self._answer(journal, operation_id, name) == STOP.key:
+                if "ask" not in out:
                     break
+                choice = self._answer(journal, operation_id, name)
+                if choice == STOP.key:
+                    break
+                answers[f"undo {step.name}"] = choice
                 attempt += 1
 
     def _begun(self, journal: Journal, operation_id: str, step: Step) -> bool:
@@ -377,12 +426,15 @@ class OperationRunner:
     ) -> Result:
         self._update(operation_id, lambda o: o.model_copy(update={"state": OperationState.UNDOING, "question": None}))
         context = self._context(operation_id, step.name, done, answers)
+        context.take_over = answers.get(f"undo {step.name}") == TAKE_OVER.key
         undo = Step(step.name, f"Undo: {step.title}", lambda c: _nothing(step.undo, c))
         try:
             self._patiently(undo, context)
+        except DatabaseTrouble:
+            raise
         except VaporError as error:
             text = f"Could not undo “{step.title}”: {error}"
-            return self._ask(operation_id, name, text, (RETRY, STOP))
+            return self._ask(operation_id, name, text, (*_ways(error), STOP))
         self._mark(operation_id, step, StepState.UNDONE)
         return {"done": {}}
 
@@ -416,7 +468,8 @@ class OperationRunner:
         if protection is None and operation.protection_id:
             raise NotFound("The protection of this operation does not exist any more")
         with self._lock:
-            leases = self._leases.setdefault(operation_id, Leases(operation, self._tools.identity.name))
+            lapsed = self._tools.lapsed
+            leases = self._leases.setdefault(operation_id, Leases(operation, self._tools.identity.name, lapsed))
 
         def note(text: str) -> None:
             self._update(operation_id, lambda o: o.with_step(step, note=text))
@@ -435,6 +488,7 @@ class OperationRunner:
             note=note,
             done=done,
             answers=answers,
+            take_over=answers.get(step) == TAKE_OVER.key,
         )
 
     def _mark(self, operation_id: str, step: Step, state: StepState, note: str | None = None) -> None:
@@ -507,6 +561,11 @@ class OperationRunner:
                 continue
 
 
+def _ways(error: VaporError) -> tuple[Choice, ...]:
+    """How to go on after it."""
+    return (RETRY, TAKE_OVER) if isinstance(error, LeaseHeld) else (RETRY,)
+
+
 def _closed(operation: Operation, state: OperationState, tools: Tools) -> Operation:
     return operation.model_copy(update={"state": state, "ended_at": tools.clock.now(), "question": None})
 
@@ -528,7 +587,7 @@ def _nothing(undo: Callable[[StepContext], None] | None, context: StepContext) -
 def _busy(other: Operation) -> Conflict:
     return Conflict(
         f"A {other.kind} of “{other.vm_name}” is open already",
-        why=f"asked by {other.asked_by}: {other.reason}",
+        why=f"asked by {other.asked_by} at {other.started_at:%Y-%m-%d %H:%M:%S}Z: {other.reason}",
         fix="Wait for it, answer its question, or cancel it",
         operation_id=other.operation_id,
     )

@@ -24,6 +24,9 @@ Result = dict[str, Any]
 UNDO = Choice(key="undo", text="Undo all of it")
 RETRY = Choice(key="retry", text="Try again")
 STOP = Choice(key="stop", text="Leave it as it is")
+TAKE_OVER = Choice(key="take-over", text="Take the VM's lease over from its holder")
+# A fault that may mend itself is tried again this long before a person is asked.
+RETRY_AFTER_S = (0.5, 1.0, 2.0, 4.0)
 
 
 class Ask(Exception):
@@ -50,6 +53,7 @@ class Tools:
     clock: Clock
     identity: EngineIdentity
     worker: ProtectionWorker
+    lapsed: Callable[[str], bool] = lambda _engine_id: False  # has that engine of this database ended unseen?
 
 
 class Leases:
@@ -58,9 +62,12 @@ class Leases:
     Held under the operation's own name: whoever adopts it takes them up again, everybody else is kept out.
     """
 
-    def __init__(self, operation: Operation, name: str) -> None:
+    def __init__(
+        self, operation: Operation, name: str, lapsed: Callable[[str], bool] = lambda _engine_id: False
+    ) -> None:
         self._operation = operation
         self._name = name
+        self._lapsed = lapsed
         self._held: dict[str, HeldLease] = {}
 
     def get(self, api: SiteApi, site_id: str, takeover: str | None = None) -> HeldLease:
@@ -70,7 +77,14 @@ class Leases:
             return held
         op = self._operation
         lease = HeldLease(
-            api, op.vm_uuid, op.operation_id, self._name, op.kind.value, takeover=takeover, wait_s=LEASE_WAIT_S
+            api,
+            op.vm_uuid,
+            op.operation_id,
+            self._name,
+            op.kind.value,
+            takeover=takeover,
+            wait_s=LEASE_WAIT_S,
+            lapsed=self._lapsed,
         )
         lease.__enter__()
         self._held[site_id] = lease
@@ -120,6 +134,7 @@ class StepContext:
     answers: Mapping[str, str] = field(default_factory=dict)
     tell: Callable[[str, dict[str, Any]], None] = lambda _step, _changes: None
     children: Children | None = None
+    take_over: bool = False  # a person said so: from whoever holds the VM's lease
 
     @property
     def protection(self) -> Protection:
@@ -158,6 +173,8 @@ class StepContext:
 
     def lease(self, site_id: str, takeover: str | None = None) -> HeldLease:
         """The operation's lease at that site."""
+        if takeover is None and self.take_over:
+            takeover = f"{self.operation.kind.value} asked by {self.operation.asked_by}: {self.operation.reason}"
         return self.leases.get(self.api(site_id), site_id, takeover)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, every_s: float = 0.1) -> bool:
@@ -176,7 +193,10 @@ Act = Callable[[StepContext], Result]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step. ``undo`` takes back what it may have done, also when it was cut off half-way."""
+    """One step. ``undo`` takes back what it may have done, also when it was cut off half-way.
+
+    ``retry_after_s``: the waits between tries of what may mend itself.
+    """
 
     name: str
     title: str
@@ -184,6 +204,7 @@ class Step:
     undo: Callable[[StepContext], None] | None = None
     no_return: bool = False
     parent: str = ""  # the step that it is shown under
+    retry_after_s: tuple[float, ...] = RETRY_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)
