@@ -263,7 +263,7 @@ def inventory(stage: Stage, names: Sequence[str]) -> dict[str, list[str]]:
 
 def _strays(site: Site) -> list[str]:
     """Programs that end with their work, and processes of ours whose parent is gone."""
-    daemons = {site.pid_of(name) for name in ("serve", "helper")}
+    daemons = {site.pid_of(name) for name in ("serve", "helper", "bubble")}
     found = []
     for process in processes(site):
         ours = process.program in {"ssh", "qemu-storage-daemon"} or any("vapor" in w for w in process.words[:4])

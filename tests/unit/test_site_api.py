@@ -381,6 +381,9 @@ def test_the_api_is_published(site: SiteServer) -> None:
         "/replicas/{vm}/adopt", "/replicas/{vm}/fold",
         "/replicas/{vm}/runs", "/replicas/{vm}/give-back", "/guardian/{vm}/job", "/guardian/{vm}/freeze",
         "/replicas/{vm}/runbook",
+        "/drills", "/drills/{drill_id}", "/drills/{drill_id}/isolation", "/drills/{drill_id}/vms/{vm}",
+        "/drills/{drill_id}/vms/{vm}/start", "/drills/{drill_id}/vms/{vm}/screen",
+        "/replicas/{vm}/points/{seq}/drill",
         "/guardian/events", "/guardian/scratch", "/guard", "/guard/{vm}", "/plans", "/plans/{plan}", "/probes/tcp",
     }  # fmt: skip
     assert set(paths) == {f"/api/v1{path}" for path in told}

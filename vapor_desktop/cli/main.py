@@ -11,7 +11,7 @@ import sys
 import click
 
 from vapor_desktop import __version__
-from vapor_desktop.cli import details, operations, plans, protections, recovery, settings, sites
+from vapor_desktop.cli import details, drills, operations, plans, protections, recovery, settings, sites
 from vapor_desktop.cli.output import Output, exit_code
 from vapor_desktop.cli.reprotect import reprotect
 from vapor_desktop.cli.runbook import runbook
@@ -35,6 +35,7 @@ vaporctl.add_command(reprotect)
 vaporctl.add_command(operations.operation)
 vaporctl.add_command(plans.plan)
 vaporctl.add_command(runbook)
+vaporctl.add_command(drills.drill)
 for command in (*protections.COMMANDS, *settings.COMMANDS, *details.COMMANDS, *recovery.COMMANDS):
     vaporctl.add_command(command)
 

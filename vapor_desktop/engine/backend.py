@@ -11,12 +11,14 @@ from datetime import datetime
 from typing import Protocol
 
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
+from vapor_desktop.model.drills import DrillPicture
 from vapor_desktop.model.operations import Operation, OperationKind, StepRow
 from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import (
     Check,
     DisksView,
+    DrillStatus,
     FailoverPreview,
     KeptRunView,
     ProtectionSettings,
@@ -108,6 +110,15 @@ class Backend(Protocol):
     def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]: ...
     def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]: ...
     def operation(self, operation_id: str) -> Operation: ...
+    def drills(self) -> Sequence[DrillStatus]:
+        """Of every site that answers, asked now; ended ones too, newest first."""
+
+    def drill_screen(self, protection_id: str) -> bytes:
+        """A PNG of the running (else the last) drill's screen. Raises NotFound."""
+
+    def point_proof(self, protection_id: str, seq: int) -> DrillPicture:
+        """What the last drill that passed on the point has left. Raises NotFound."""
+
     def answer_question(self, operation_id: str, question_id: str, choice: str) -> None: ...
     def cancel_operation(self, operation_id: str) -> None:
         """Undo it, up to its point of no return."""

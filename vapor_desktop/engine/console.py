@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from vapor_desktop.engine import disks, preflight, records, settings, sharing, site_checks, wayhome
+from vapor_desktop.engine import disks, drilling, preflight, records, settings, sharing, site_checks, wayhome
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.leaving import checkpoints_at_target, forget_bitmaps
 from vapor_desktop.engine.operations.plan_run import steps_of
@@ -19,6 +19,7 @@ from vapor_desktop.engine.recovery_plans import not_ready
 from vapor_desktop.engine.runtime import Engine
 from vapor_desktop.engine.sitewatch import vm_status
 from vapor_desktop.model import retention, rpo
+from vapor_desktop.model.drills import DrillPicture
 from vapor_desktop.model.errors import (
     Conflict,
     InvalidRequest,
@@ -39,6 +40,7 @@ from vapor_desktop.model.view import (
     Banner,
     Check,
     DisksView,
+    DrillStatus,
     FailoverPreview,
     KeptRunView,
     ProtectionSettings,
@@ -500,6 +502,20 @@ class EngineBackend:
         if operation is None:
             raise NotFound("There is no such operation")
         return operation
+
+    def drills(self) -> Sequence[DrillStatus]:
+        """Of every site that answers, asked now; ended ones too, newest first."""
+        return drilling.everywhere(self._repository, self._gateway)
+
+    def drill_screen(self, protection_id: str) -> bytes:
+        """A PNG of the running (else the last) drill's screen. Raises NotFound."""
+        p = self._protection(protection_id)
+        return drilling.screen(self._gateway.api(self._near(p.target_site)), p)
+
+    def point_proof(self, protection_id: str, seq: int) -> DrillPicture:
+        """What the last drill that passed on the point has left. Raises NotFound."""
+        p = self._protection(protection_id)
+        return self._gateway.api(self._near(p.target_site)).point_proof(p.vm_uuid, seq)
 
     def answer_question(self, operation_id: str, question_id: str, choice: str) -> None:
         """What a waiting operation asked."""

@@ -33,6 +33,9 @@ _WORDS = {
     "guard-override": "was given the VM by a person on the host",
     "guard-failed": "could not start the VM",
     "taken-over": "took the VM over, by a person on its host",
+    "drill-ended": "ended the drill",
+    "drill-paused": "paused the drill",
+    "drill-stuck": "could not clean up after the drill",
 }
 _QUIET = {"rpo-recovered", "guard-released", "guard-started"}
 _ALERTING = {"job-ended", "thawed", "resumed"}  # an alarm about the age is the engine's own alert already

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from vapor_desktop.model.domains import AgentRun, BackupDisk, BackupJob, DomainView
+from vapor_desktop.model.drills import DrillJoin, DrillPicture, DrillRecord, DrillRequest, DrillStop, Nic
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.operations import Operation
 from vapor_desktop.model.plans import Plan, PlanStatus
@@ -124,6 +125,9 @@ class Hypervisor(Protocol):
 
     def set_autostart(self, vm_uuid: str, on: bool) -> None: ...
     def capabilities_xml(self) -> str: ...
+    def nics(self, vm_uuid: str) -> tuple[tuple[Nic, ...], dict[str, str]]:
+        """(network cards with their last known addresses, source network -> "gateway/prefix")."""
+
     def domain_capabilities_xml(self, arch: str, machine: str | None, virt_type: str) -> str: ...
     def agent_ping(self, vm_uuid: str) -> bool: ...
     def agent_run(self, vm_uuid: str, script: str, timeout_s: float) -> AgentRun:
@@ -219,6 +223,23 @@ class SiteApi(Protocol):
     def probe_tcp(self, request: TcpProbe) -> TcpProbed:
         """Whether that port takes a connection from that host."""
 
+    def drills(self) -> Sequence[DrillRecord]: ...
+    def drill(self, drill_id: str) -> DrillRecord: ...
+    def begin_drill(self, drill_id: str, request: DrillRequest) -> DrillRecord:
+        """Put it on record before anything is made. Idempotent."""
+
+    def join_drill(self, drill_id: str, vm_uuid: str, join: DrillJoin) -> DrillRecord:
+        """Networks, overlays and the VM's copy, off. Idempotent."""
+
+    def isolate_drill(self, drill_id: str) -> DrillRecord: ...
+    def start_drill(self, drill_id: str, vm_uuid: str) -> DrillRecord:
+        """Raises StartFailed when it is not proven that nothing leaves the bubble. Idempotent."""
+
+    def stop_drill(self, drill_id: str, request: DrillStop) -> DrillRecord:
+        """Remove everything of it. Idempotent. Raises Conflict naming what is left."""
+
+    def drill_screen(self, drill_id: str, vm_uuid: str) -> DrillPicture: ...
+    def point_proof(self, vm_uuid: str, seq: int) -> DrillPicture: ...
     def close(self) -> None: ...
 
 

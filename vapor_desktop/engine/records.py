@@ -9,7 +9,7 @@ from vapor_desktop.engine.ports import Event, PointRow, Repository
 from vapor_desktop.model.errors import Conflict, NotFound
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.sites import Protection
-from vapor_desktop.model.states import Phase, Severity, move
+from vapor_desktop.model.states import DrillState, Phase, Severity, move
 
 Change = Callable[[Protection], Protection]
 
@@ -92,6 +92,11 @@ def settings_of(manifest: Manifest) -> Change:
         return p.model_copy(update=settings)
 
     return change
+
+
+def drill(state: DrillState) -> Change:
+    """A change to what is known of drills on its replica."""
+    return lambda p: p.model_copy(update={"drill": state})
 
 
 def note(

@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from vapor_desktop.engine import alerts as alert_rules
-from vapor_desktop.engine import records, scheduler, sharing
+from vapor_desktop.engine import drilling, records, scheduler, sharing
 from vapor_desktop.engine.guardian_news import GuardianNews, open_acts
 from vapor_desktop.engine.operations.registry import TYPES
 from vapor_desktop.engine.operations.runner import OperationRunner
@@ -308,6 +308,8 @@ class Engine:
             return
         if after.status.reachable and self.leads:
             self.news.read(site)
+            if drilling.read(self.repository, self.gateway, site):
+                self.forget_rows()
         if after.status.reachable is False and not after.status.refuses:
             self._source_dark(site.site_id)
         elif after.status.reachable and before is not None and before.status.reachable is False:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from vapor_desktop.hypervisor.backup import BackupJobs
+from vapor_desktop.hypervisor.bubbles import Bubbles
 from vapor_desktop.hypervisor.checkpoints import Checkpoints
 from vapor_desktop.hypervisor.inventory import Inventory
 from vapor_desktop.hypervisor.lifecycle import Lifecycle
 from vapor_desktop.hypervisor.link import Link
 from vapor_desktop.hypervisor.write_down import write_down
 from vapor_desktop.model.domains import AgentRun, BackupDisk, BackupJob, DomainView
+from vapor_desktop.model.drills import Nic
 
 
 class LibvirtHypervisor:
@@ -28,6 +30,7 @@ class LibvirtHypervisor:
         self._checkpoints = Checkpoints(self._link)
         self._jobs = BackupJobs(self._link, self._slow, self._checkpoints)
         self._lifecycle = Lifecycle(self._link, self._slow)
+        self.bubbles = Bubbles(self._link, self._slow)
 
     # what is there
     def domains(self) -> Sequence[DomainView]:
@@ -61,6 +64,10 @@ class LibvirtHypervisor:
     def disk_errors(self, vm_uuid: str) -> Mapping[str, str]:
         """Disks whose errors paused the VM: target → "no-space" | "unspecified"."""
         return self._inventory.disk_errors(vm_uuid)
+
+    def nics(self, vm_uuid: str) -> tuple[tuple[Nic, ...], dict[str, str]]:
+        """(network cards with their last known addresses, source network -> "gateway/prefix")."""
+        return self.bubbles.nics(vm_uuid)
 
     # checkpoints
     def create_checkpoint(self, vm_uuid: str, name: str, disks: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ PID_FILES = {
     "libvirtd": "/run/libvirtd.pid",
     "sshd": "/run/sshd.pid",
     "helper": "/run/vapor-helper.pid",
+    "bubble": "/run/vapor-bubble.pid",
     "serve": "/run/vapor-serve.pid",
 }
 # The old /proc still tells the pid that the outer machine knows; the shell itself must open it.
@@ -253,8 +254,10 @@ class Host:
         wait_until(ready, f"libvirt's answer on {self.layout.name}", timeout_s=40, every_s=0.1)
 
     def start_site_service(self) -> None:
-        """The root helper and ``vapor-site serve``; returns when the API's port answers."""
+        """Both root helpers and ``vapor-site serve``; returns when the API's port answers."""
         self.start_helper()
+        if not self.runs("bubble"):
+            self.start_bubble_helper()
         self.spawn("serve", ["vapor-site", "serve"], user="vapor")
 
         def ready() -> bool:
@@ -268,6 +271,10 @@ class Host:
     def start_helper(self) -> None:
         """The root helper; it answers a moment later."""
         self.spawn("helper", ["vapor-site", "helper", "--socket", "/run/vapor/helper.sock"])
+
+    def start_bubble_helper(self) -> None:
+        """The helper that makes the probes of drills; it answers a moment later."""
+        self.spawn("bubble", ["vapor-site", "bubble", "--socket", "/run/vapor/bubble.sock"])
 
 
 def _comm(pid: int) -> str:

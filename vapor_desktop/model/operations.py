@@ -121,6 +121,11 @@ class Operation(Value):
         return self.state in ENDED
 
     @property
+    def excludes(self) -> str:
+        """Two open operations of the same word shut each other out."""
+        return exclusion(self.kind, self.vm_uuid)
+
+    @property
     def past_return(self) -> bool:
         """Has its point of no return been passed?"""
         return any(s.no_return and s.state is StepState.DONE for s in self.steps)
@@ -136,6 +141,12 @@ class Operation(Value):
         """The same with one step's row changed."""
         steps = tuple(s.model_copy(update=changes) if s.name == name else s for s in self.steps)
         return self.model_copy(update={"steps": steps})
+
+
+def exclusion(kind: OperationKind, vm_uuid: str) -> str:
+    """One open operation per VM; but drills take nothing that others need: they are beside everything else."""
+    beside = kind in {OperationKind.DRILL, OperationKind.STOP_DRILL}
+    return f"{vm_uuid}/drill" if beside else vm_uuid
 
 
 def was_interrupted(operation: Operation, now: datetime) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, time
 
+from vapor_desktop.model.drills import DrillRecord
 from vapor_desktop.model.errors import SiteUnreachable
 from vapor_desktop.model.operations import Operation
 from vapor_desktop.model.plans import PlanStatus
@@ -220,6 +221,15 @@ class Snapshot:
     plans: tuple[PlanStatus, ...] = ()  # by name
     demo: bool = False
     trouble: str | None = None  # e.g. the keyring is locked
+
+
+@dataclass(frozen=True, slots=True)
+class DrillStatus:
+    """A drill as its site tells it."""
+
+    site_id: str
+    site_name: str
+    record: DrillRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -510,6 +510,9 @@ class GuardianEvent(Value):
         "guard-override",  # a person on the host took it, under a new epoch
         "guard-failed",  # it may start, and did not
         "taken-over",  # a person on the host failed it over, without a console
+        "drill-ended",  # a drill's time was over, or its host was restarted
+        "drill-paused",  # it wrote more than it may
+        "drill-stuck",  # something of it could not be removed
     ]
     why: str
     cause: Literal["", "scratch", "lapsed"] = ""  # of job-ended

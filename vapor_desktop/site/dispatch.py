@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         from vapor_desktop.site.helper import main as helper
 
         helper(args[1:])
+    if verb == "bubble":
+        from vapor_desktop.site.bubble_helper import main as bubble
+
+        bubble(args[1:])
     from vapor_desktop.site.cli import main as admin
 
     admin(args)

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from vapor_desktop.hypervisor.connection import LibvirtHypervisor
+from vapor_desktop.model.drills import LeakTarget
 from vapor_desktop.model.wire import DoctorCheck
 from vapor_desktop.site.adopting import Adopting
 from vapor_desktop.site.audit import AuditLog
 from vapor_desktop.site.doctor import run_checks
+from vapor_desktop.site.drill_book import DrillBook
+from vapor_desktop.site.drill_keeper import DrillKeeper
+from vapor_desktop.site.drills import DrillHypervisor, Drills
 from vapor_desktop.site.enrolments import Enrolments
 from vapor_desktop.site.guard_book import GuardBook
 from vapor_desktop.site.guard_hook import ProvingHypervisor, prove_or_tell, proven
@@ -37,7 +41,9 @@ from vapor_desktop.site.watches import Watches
 CHECKS_AGE_S = 20.0
 
 
-class HostHypervisor(GuardedHypervisor, DomainLister, KeptHypervisor, ProvingHypervisor, Capable, Protocol):
+class HostHypervisor(
+    GuardedHypervisor, DomainLister, KeptHypervisor, ProvingHypervisor, Capable, DrillHypervisor, Protocol
+):
     """What the service asks of libvirt; ``LibvirtHypervisor`` has it."""
 
     def versions(self) -> tuple[str, str]: ...
@@ -70,6 +76,8 @@ class Services:
     plans: PlanBook
     runbooks: Runbooks
     runbook_keeper: RunbookKeeper
+    drills: Drills
+    drill_keeper: DrillKeeper
     _checks: tuple[float, tuple[DoctorCheck, ...]] = field(default=(float("-inf"), ()))
 
     def checks(self) -> tuple[DoctorCheck, ...]:
@@ -88,9 +96,11 @@ class Services:
         self.alarm.start()
         self.tidying.start()
         self.runbook_keeper.start()
+        self.drill_keeper.start()
 
     def stop(self) -> None:
         """End the threads; watches and leases stay on file."""
+        self.drill_keeper.stop()
         self.runbook_keeper.stop()
         self.tidying.stop()
         self.alarm.stop()
@@ -122,6 +132,11 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
     )
     tpm = TpmKeeper(store, helper)
     runbooks = Runbooks(settings, store, libvirt, tpm, guard, enrolments.peer)
+
+    def peers() -> list[LeakTarget]:
+        return [LeakTarget(name=p.name, address=p.address, port=p.port) for p in enrolments.peers()]
+
+    drills = Drills(settings, DrillBook(settings.drills_dir), libvirt, store, tpm, audit, peers)
     return Services(
         settings=settings,
         site_id=identity,
@@ -145,4 +160,6 @@ def build(settings: SiteSettings, hypervisor: HostHypervisor | None = None) -> S
         plans=PlanBook(settings.plans_dir),
         runbooks=runbooks,
         runbook_keeper=RunbookKeeper(store, runbooks),
+        drills=drills,
+        drill_keeper=DrillKeeper(drills, events),
     )

@@ -81,6 +81,7 @@ class SiteSettings(BaseSettings):
     scratch_reserve_bytes: Annotated[int, Field(ge=0)] = 1 * GIB
     libvirt_uri: str = "qemu:///system"
     helper_socket: Path = Path("/run/vapor/helper.sock")
+    bubble_socket: Path = Path("/run/vapor/bubble.sock")  # of the second root helper: the probes of drills
     helper_run_dir: Path = Path("/run/vapor-helper")  # root's own; sockets of offline exports
     helper_image_roots: tuple[Path, ...] = (Path("/var/lib/libvirt/images"),)
     helper_block_devices: tuple[Path, ...] = ()  # LVM volumes and the like that back VMs, by their /dev name
@@ -174,6 +175,11 @@ class SiteSettings(BaseSettings):
     def plans_dir(self) -> Path:
         """Recovery plans that use this site as a target."""
         return self.state_dir / "plans"
+
+    @property
+    def drills_dir(self) -> Path:
+        """Drills on record, one file each, and their pictures."""
+        return self.state_dir / "drills"
 
     @property
     def digests_dir(self) -> Path:

@@ -21,7 +21,7 @@ class OperationStore:
         """Insert, or write over exactly ``expect_version``. Raises Conflict."""
         saved = operation.model_copy(update={"version": operation.version + 1})
         row = {
-            "open_vm": None if saved.ended else saved.vm_uuid,
+            "open_vm": None if saved.ended else saved.excludes,
             "version": saved.version,
             "document": saved.model_dump(mode="json"),
         }

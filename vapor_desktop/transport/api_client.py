@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from vapor_desktop.model.drills import DrillJoin, DrillPicture, DrillRecord, DrillRequest, DrillStop
 from vapor_desktop.model.errors import ApiVersionMismatch, NotFound, TokenExpired, TokenInvalid, TokenRevoked
 from vapor_desktop.model.manifest import Manifest, Point
 from vapor_desktop.model.plans import Plan
@@ -333,6 +334,44 @@ class HttpSiteApi:
         """Whether that port takes a connection from that host."""
         return self._send(TcpProbed, "POST", "/probes/tcp", request)
 
+    # --- drills ---------------------------------------------------------------------------------
+    def drills(self) -> Sequence[DrillRecord]:
+        """Oldest first, the last ended ones too."""
+        return self._get(tuple[DrillRecord, ...], "/drills")
+
+    def drill(self, drill_id: str) -> DrillRecord:
+        """Raises NotFound."""
+        return self._get(DrillRecord, _drill(drill_id))
+
+    def begin_drill(self, drill_id: str, request: DrillRequest) -> DrillRecord:
+        """Put it on record; nothing is made yet. Idempotent."""
+        return self._send(DrillRecord, "PUT", _drill(drill_id), request)
+
+    def join_drill(self, drill_id: str, vm_uuid: str, join: DrillJoin) -> DrillRecord:
+        """Make the bubble's networks, overlays and the VM's copy, off. Idempotent."""
+        return self._send(DrillRecord, "PUT", f"{_drill(drill_id)}/vms/{_seg(vm_uuid)}", join, long=True)
+
+    def isolate_drill(self, drill_id: str) -> DrillRecord:
+        """Look whether anything could leave the bubble."""
+        return self._parsed(DrillRecord, self._call("POST", f"{_drill(drill_id)}/isolation", long=True))
+
+    def start_drill(self, drill_id: str, vm_uuid: str) -> DrillRecord:
+        """Start the copy. Raises StartFailed when the bubble is not proven. Idempotent."""
+        path = f"{_drill(drill_id)}/vms/{_seg(vm_uuid)}/start"
+        return self._parsed(DrillRecord, self._call("POST", path, long=True))
+
+    def stop_drill(self, drill_id: str, request: DrillStop) -> DrillRecord:
+        """Remove everything of it. Idempotent. Raises Conflict naming what is left."""
+        return self._send(DrillRecord, "DELETE", _drill(drill_id), request, long=True)
+
+    def drill_screen(self, drill_id: str, vm_uuid: str) -> DrillPicture:
+        """Its screen now, or the last picture. Raises NotFound."""
+        return self._get(DrillPicture, f"{_drill(drill_id)}/vms/{_seg(vm_uuid)}/screen")
+
+    def point_proof(self, vm_uuid: str, seq: int) -> DrillPicture:
+        """What the last drill that passed on the point has left. Raises NotFound."""
+        return self._get(DrillPicture, f"{_point(vm_uuid, seq)}/drill")
+
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
@@ -396,6 +435,10 @@ def _lease(vm_uuid: str) -> str:
 
 def _guardian(vm_uuid: str) -> str:
     return f"/guardian/{_seg(vm_uuid)}"
+
+
+def _drill(drill_id: str) -> str:
+    return f"/drills/{_seg(drill_id)}"
 
 
 def _guard(vm_uuid: str) -> str:

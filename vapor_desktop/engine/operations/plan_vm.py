@@ -141,11 +141,16 @@ class BringUp:
     def _begin(self, p: Protection, operation_id: str) -> Operation:
         ctx = self.ctx
         self._cancelled()
-        # A running cycle lets go of its lease at its next chunk; what it has sent is kept.
-        ctx.tools.repository.ask("cancel", {"protection_id": p.protection_id}, ctx.tools.identity.name, RUNNING_S)
+        if self.mode is not PlanMode.DRILL:
+            # A running cycle lets go of its lease at its next chunk; what it has sent is kept.
+            ctx.tools.repository.ask("cancel", {"protection_id": p.protection_id}, ctx.tools.identity.name, RUNNING_S)
         args: dict[str, Any] = {"networks": self.vm.networks}
         if self.mode is PlanMode.MIGRATION:
             args["shutdown_s"] = self.plan.shutdown_s
+        if self.mode is PlanMode.DRILL:
+            ports = [c.port for c in self.vm.checks if c.kind is CheckKind.TCP and c.port is not None]
+            agent = any(c.kind is CheckKind.AGENT for c in self.vm.checks)
+            args["wanted"] = {"agent": agent, "tcp_ports": ports}
         if ctx.children is None:
             raise Unexpected("A plan run cannot begin operations here")
         return ctx.children.begin_child(ctx.operation, operation_id, self.mode.kind, p.protection_id, args)

@@ -55,6 +55,7 @@ from vapor_desktop.model.operations import (
     Question,
     StepRow,
     StepState,
+    exclusion,
     may_cancel,
     was_interrupted,
 )
@@ -107,7 +108,7 @@ class OperationRunner:
         if not reason.strip():
             raise InvalidRequest(f"A {kind} wants a reason", fix="Write why, for those who come after")
         for other in self._repository.operations(open_only=True):
-            if other.vm_uuid == protection.vm_uuid:
+            if other.excludes == exclusion(kind, protection.vm_uuid):
                 raise _busy(other)
         return self._start(
             operation_id=operation_id or str(uuid.uuid4()),

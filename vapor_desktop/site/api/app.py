@@ -5,7 +5,18 @@ from __future__ import annotations
 from fastapi import APIRouter, FastAPI
 
 import vapor_desktop
-from vapor_desktop.site.api import enrolments, guard, guardian, leases, plans, problems, replicas, site, tokens
+from vapor_desktop.site.api import (
+    drills,
+    enrolments,
+    guard,
+    guardian,
+    leases,
+    plans,
+    problems,
+    replicas,
+    site,
+    tokens,
+)
 from vapor_desktop.site.api.limits import BodyLimit, FailedTokens
 from vapor_desktop.site.services import Services
 
@@ -26,7 +37,7 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimit)
     api = APIRouter(prefix=PREFIX)
-    for module in (site, tokens, enrolments, leases, replicas, guardian, guard, plans):
+    for module in (site, tokens, enrolments, leases, replicas, guardian, guard, plans, drills):
         api.include_router(module.router)
     app.include_router(api)
     return app

@@ -13,6 +13,8 @@ _DISK = re.compile(r"[a-z][a-z0-9]{0,31}")
 IMAGE_NAME = re.compile(r"[0-9a-f]{32}\.qcow2")
 BLOB_FILES = {"nvram": "nvram.fd", "tpm": "tpm.tar"}
 POINT_FILES = ("domain.xml", *BLOB_FILES.values())
+# Of the last drill that passed on the point.
+DRILL_REPORT, DRILL_PICTURE = "drill.json", "drill.png"
 
 
 def check_vm(vm: str) -> str:
@@ -122,6 +124,11 @@ class Layout:
     def runbook(self) -> Path:
         """``runbook.txt`` and the definitions that it names."""
         return self.top / "runbook"
+
+    @property
+    def drills(self) -> Path:
+        """A directory per drill that hangs on a point."""
+        return self.top / "drill"
 
     def point(self, seq: int) -> Path:
         """``points/000041``."""

@@ -11,14 +11,21 @@ from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.site.replica import images, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.files import FileLock, remove, sync_dir, write_durable
-from vapor_desktop.site.replica.layout import IMAGE_NAME, POINT_FILES, Layout
+from vapor_desktop.site.replica.layout import DRILL_PICTURE, DRILL_REPORT, IMAGE_NAME, POINT_FILES, Layout
 from vapor_desktop.site.replica.references import References
 
 MARKER = "deleting"
 _TOP = re.compile(
     r"manifest\.json|protection\.json|seeds\.json|merge\.json|merge-.*\.head|\.lock|\.merge|\.stop-merge|deleting|damaged-\w+\.json|\..*\.new"
 )
-_POINT = re.compile("|".join((r"point\.json|entry\.json|.*\.digests|\..*\.new", *map(re.escape, POINT_FILES))))
+_POINT = re.compile(
+    "|".join(
+        (
+            r"point\.json|entry\.json|.*\.digests|\..*\.new",
+            *map(re.escape, (*POINT_FILES, DRILL_REPORT, DRILL_PICTURE)),
+        )
+    )
+)
 _UNFINISHED = re.compile(r"incoming\.json|\.busy|.*\.(map|want)|.*\.digests|\..*\.new")
 _NUMBER = re.compile(r"\d+")
 _KNOWN: dict[str, tuple[re.Pattern[str], re.Pattern[str] | None]] = {
@@ -29,6 +36,7 @@ _KNOWN: dict[str, tuple[re.Pattern[str], re.Pattern[str] | None]] = {
     "digests": (re.compile(r".*\.(table|at)|\..*\.new"), None),
     "run": (re.compile(r"(?!)"), None),
     "runbook": (re.compile(r"runbook\.txt|domain-[\w-]+\.xml|\..*\.new"), None),
+    "drill": (re.compile(r"(?!)"), None),
 }
 
 
@@ -36,6 +44,8 @@ def check_deletable(layout: Layout, manifest: Manifest, refs: References) -> Non
     """Under both locks. Raises PointPinned, Conflict."""
     if manifest.runs:
         raise PointPinned(f"VM {manifest.vm_name} runs, or ran, on this replica (epoch {', '.join(manifest.runs)})")
+    if layout.drills.is_dir() and any(layout.drills.iterdir()):
+        raise PointPinned(f"A drill of VM {manifest.vm_name} is at work", fix="Stop the drill first")
     for point in manifest.points:
         if any(pin.startswith(("drill:", "run:")) for pin in point.pins):
             raise PointPinned(f"Recovery point {point.seq} is in use", why=", ".join(point.pins))

@@ -39,6 +39,7 @@ from vapor_desktop.model.wire import (
 )
 from vapor_desktop.site.replica import (
     adoption,
+    drills,
     fold,
     grants,
     index,
@@ -57,7 +58,7 @@ from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.digests import UNKNOWN, DigestTable
 from vapor_desktop.site.replica.files import FileLock, locked, make_dir, write_durable
 from vapor_desktop.site.replica.incoming import Incoming, discard
-from vapor_desktop.site.replica.layout import POINT_FILES, Layout, check_vm
+from vapor_desktop.site.replica.layout import DRILL_PICTURE, DRILL_REPORT, POINT_FILES, Layout, check_vm
 from vapor_desktop.site.replica.references import References
 from vapor_desktop.site.replica.space import check_space, file_bytes, used_bytes
 
@@ -533,6 +534,58 @@ class ReplicaStore:
         with self._both(vm) as layout:
             self._check_lease(layout.vm, request.fence)
             return kept.let_go(layout, self._load(layout), epoch, self._scan())
+
+    # --- drills ------------------------------------------------------------------------------------
+    # No lease: a drill writes to nothing that a lease guards, and cycles go on meanwhile.
+    def open_drill(self, vm: str, drill_id: str, seq: int) -> drills.DrillFiles:
+        """Overlays on a point, outside the chain; the point is pinned. A merge that was begun ends first. Idempotent.
+
+        Raises NotFound, ReplicaFull, ManifestInvalid; Conflict or PointPinned when a cut merge cannot go on.
+        """
+        with self._merging(vm) as layout:
+            with locked(layout.lock):
+                publish.settle(layout, self._load(layout))
+                check_space(layout.root, 0, self._reserve_bytes)
+                cut = layout.merge_journal.exists()
+            if cut and self._merge(layout) is None:
+                raise Conflict("Something more urgent stopped a merge that goes on first")
+            with locked(layout.lock):
+                return drills.make(layout, self._load(layout), drill_id, seq)
+
+    def close_drill(self, vm: str, drill_id: str, *, force: bool = False) -> None:
+        """Overlays and pin go. Idempotent, also without a replica. Raises Conflict while something uses them."""
+        try:
+            with self._locked(vm) as layout:
+                if force:
+                    drills.force_remove(layout, drill_id)
+                drills.remove(layout, self._load(layout), drill_id, self._scan())
+        except NotFound:
+            return
+
+    def drill_bytes(self, vm: str, drill_id: str) -> int:
+        """Disk blocks that the drill's overlays take up. Raises NotFound."""
+        return drills.used(self._layout(vm), drill_id)
+
+    def prove(self, vm: str, seq: int, at: datetime, report: bytes, png: bytes | None) -> None:
+        """A drill passed on it: beside the point lie its report and its picture. Raises NotFound."""
+        with self._locked(vm) as layout:
+            manifest = self._load(layout)
+            entry = manifest.entry(seq)
+            if entry is None:
+                raise NotFound(f"There is no recovery point {seq} of VM {manifest.vm_name}")
+            drills.keep_proof(layout, seq, report, png)
+            index.save(layout, manifest, index.replaced(manifest, entry.model_copy(update={"proven_at": at})))
+
+    def proof(self, vm: str, seq: int) -> tuple[bytes, bytes | None]:
+        """(report, PNG) of the last drill that passed on the point. Raises NotFound."""
+        layout, _ = self._entry(vm, seq)
+        directory = layout.point(seq)
+        try:
+            report = (directory / DRILL_REPORT).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFound(f"No drill has passed on recovery point {seq}") from error
+        picture = directory / DRILL_PICTURE
+        return report, picture.read_bytes() if picture.exists() else None
 
     # --- the way home ------------------------------------------------------------------------------
     def check_fence(self, vm: str, fence: int) -> None:

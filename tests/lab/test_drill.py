@@ -1,0 +1,206 @@
+"""A drill on two real hosts: a copy boots in a bubble that nothing leaves, replication goes on, and nothing stays."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import proofs
+import pytest
+
+from vapor_desktop.lab import guests
+from vapor_desktop.lab.keyring_session import KeyringSession
+from vapor_desktop.lab.lab import Lab
+from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.lab.stage import Stage, remove_guests
+from vapor_desktop.model.drills import DrillPhase, DrillRecord, DrillStop
+from vapor_desktop.model.operations import Operation, OperationKind, OperationState
+from vapor_desktop.model.states import DrillState, RpoHealth, Verification
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(420)]
+NAME = "small"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """One guest with an address of its own, protected and under load."""
+    remove_guests(lab)
+    home = tmp_path_factory.mktemp("console")
+    a = lab.sites["a"]
+    guests.add(a, guests.GuestSpec(NAME, rate=5, scratch=1), lab.cache)
+    guests.wait_for(a, NAME, "VAPOR-GUEST address ", timeout_s=90)
+    with KeyringSession(home):
+        made = Stage(lab, home)
+        made.open()
+        try:
+            site_a, site_b = made.pair()
+            made.protect(site_a, site_b, [NAME], rpo_target_s=10)
+            made.wait_for_point(NAME, 2)
+            yield made
+        finally:
+            made.close()
+            remove_guests(lab)
+
+
+def operate(stage: Stage, kind: OperationKind, timeout_s: float = 150, **args: object) -> Operation:
+    key = stage.row(NAME).key
+    asked = stage.backend.begin_operation(kind, key, args, "to see that it would start")
+    return stage.backend.wait_operation(asked, timeout_s)
+
+
+def drills(stage: Stage) -> list[DrillRecord]:
+    return [r for r in proofs.target_api(stage, NAME).drills() if r.open]
+
+
+def traces(stage: Stage) -> dict[str, list[str]]:
+    """Whatever a drill makes on its host, looked at from the outside, by other means than the site's own."""
+    b = stage.lab.sites["b"]
+    links = json.loads(b.exec(["ip", "-j", "link"]).stdout)
+    return {
+        "domains": b.virsh("list", "--all", "--name").split(),
+        "networks": b.virsh("net-list", "--all", "--name").split(),
+        "links": sorted(link["ifname"] for link in links),
+        "files": sorted(str(p) for p in b.path(proofs.REPLICAS).glob("*/drill/**/*")),
+        # The start guard's own proof leaves one whenever the site service starts.
+        "logs": sorted(p.name for p in b.path("/var/log/libvirt/qemu").iterdir() if "guard-proof" not in p.name),
+        "programs": sorted(p.program for p in proofs.processes(b) if p.program.startswith("qemu-system")),
+        "probes": [p.words[-1] for p in proofs.processes(b) if any("bubble_probe" in w for w in p.words)],
+    }
+
+
+def test_a_copy_boots_in_a_bubble_while_cycles_run_and_leaves_nothing(stage: Stage) -> None:
+    a, b, api = stage.lab.sites["a"], stage.lab.sites["b"], proofs.target_api(stage, NAME)
+    before, key = traces(stage), stage.row(NAME).key
+    protection = stage.row(NAME).protection
+    assert stage.program is not None
+    source = stage.program.engine.gateway.hypervisor(stage.backend._site(protection.source_site))
+    [address] = [nic.address for nic in source.nics(protection.vm_uuid)[0]]
+    wanted = {"tcp_ports": [80], "script": "hostname"}
+    done = operate(stage, OperationKind.DRILL, wanted=wanted)
+    assert done.state is OperationState.DONE, done.error
+    print(f"drill to running: {done.result['drill_to_running_s']:.2f} s, usable after {done.result['usable_s']} s")
+    # Isolation was proven before the start, and is shown; the copy has the production VM's address.
+    probes = next(text for text in done.result["isolation"] if "probes reach" in text)
+    for outsider in (address, a.layout.address, b.layout.address):
+        assert outsider in probes
+    checks = {c["key"]: c for c in done.result["checks"]}
+    assert {k: c["state"] for k, c in checks.items()} == dict.fromkeys(
+        ("boot", "dhcp", "agent", "tcp:80", "script", "screen"), "ok"
+    ), checks
+    assert address in checks["dhcp"]["text"]
+    assert checks["script"]["text"].startswith("exit code 0: " + NAME)
+    [record] = drills(stage)
+    copy = record.vm(stage.row(NAME).protection.vm_uuid)
+    assert copy is not None
+    # From inside: nobody of the outside is reached, and nothing of the guest's own gets out.
+    tried = " ".join((a.layout.address, b.layout.address, a.layout.lab.console_address))
+    script = f"for h in {tried}; do ping -c 1 -W 1 $h >/dev/null 2>&1 && echo $h; done"
+    script += f"; ip addr show eth0 | grep -c {address}"
+    assert guests.guest_shell(b, copy.domain_name, script).split() == ["1"]
+    assert stage.row(NAME).protection.drill is DrillState.RUNNING
+    # Replication goes on, and a merge never touches what the drill reads.
+    seq = stage.row(NAME).last_seq or 0
+    stage.wait_for_point(NAME, seq + 2)
+    assert stage.row(NAME).rpo_health in {RpoHealth.WITHIN, RpoHealth.AT_RISK}
+    assert f"drill:{record.drill_id}" in {pin for p in stage.backend.points(key) for pin in p.pins}
+    picture = base64.b64decode(api.drill_screen(record.drill_id, copy.vm_uuid).png)
+    assert picture.startswith(PNG)
+
+    stopped = operate(stage, OperationKind.STOP_DRILL, passed=True, note="it works")
+    assert stopped.state is OperationState.DONE, stopped.error
+    assert (stopped.result["left"], stopped.result["appeared"], stopped.result["gone"]) == ([], [], [])
+    assert traces(stage) == before
+    assert drills(stage) == []
+    proven = next(p for p in stage.backend.points(key) if p.seq == copy.seq)
+    assert proven.proven_at is not None
+    assert proven.pins == ()
+    proof = api.point_proof(copy.vm_uuid, copy.seq)
+    assert base64.b64decode(proof.png).startswith(PNG)
+    assert proof.boot_s == copy.boot_s
+    row = stage.row(NAME).protection
+    assert (row.drill, row.verification) == (DrillState.NONE, Verification.PASSED)
+    assert stopped.result["rpo_during_s"] is not None
+    print({k: stopped.result[k] for k in ("rpo_before_s", "rpo_during_s", "inventory")})
+
+
+def test_a_bubble_that_leaks_starts_nothing_and_leaves_nothing(stage: Stage) -> None:
+    """Somebody gives the bridge an address between its making and the proof."""
+    program = stage.program
+    assert program is not None
+    b, before = stage.lab.sites["b"], traces(stage)
+
+    def disturb(_operation: str, step: str, moment: str) -> None:
+        if (step, moment) == ("isolation", "begin"):
+            [record] = drills(stage)
+            b.exec(["ip", "address", "add", "203.0.113.7/24", "dev", record.nets[0].bridge])
+
+    program.engine.operations.observer = disturb
+    try:
+        done = operate(stage, OperationKind.DRILL)
+    finally:
+        program.engine.operations.observer = lambda _o, _s, _m: None
+    assert done.state is OperationState.FAILED
+    assert done.error is not None
+    assert "203.0.113.7" in done.error["why"]
+    assert traces(stage) == before
+    assert stage.row(NAME).protection.drill is DrillState.NONE
+
+
+def test_whatever_is_killed_a_clean_up_leaves_nothing(stage: Stage) -> None:
+    """The site service right after the start; then the copy's QEMU, libvirtd and the bubble helper."""
+    program = stage.program
+    assert program is not None
+    b, before = stage.lab.sites["b"], traces(stage)
+
+    def kill(_operation: str, step: str, moment: str) -> None:
+        if (step, moment) == ("start", "acted"):
+            os.kill(b.pid_of("serve"), signal.SIGKILL)
+            b.start_site_service()
+
+    program.engine.operations.observer = kill
+    try:
+        done = operate(stage, OperationKind.DRILL, wanted={"boot_s": 60})
+    finally:
+        program.engine.operations.observer = lambda _o, _s, _m: None
+    assert done.state is OperationState.DONE, done.error
+    assert {c["key"]: c["state"] for c in done.result["checks"]}["agent"] == "ok"
+    [record] = drills(stage)
+    assert record.phase is DrillPhase.RUNNING
+    os.kill(b.pid_of(f"qemu:{record.vms[0].domain_name}"), signal.SIGKILL)
+    os.kill(b.pid_of("libvirtd"), signal.SIGKILL)
+    os.kill(b.pid_of("bubble"), signal.SIGKILL)
+    wait_until(lambda: not b.runs("libvirtd"), "the end of libvirtd", timeout_s=10)
+    stuck = operate(stage, OperationKind.STOP_DRILL, passed=False, note="libvirt is gone")
+    assert stuck.state is OperationState.FAILED
+    b.start_libvirt()
+    b.start_bubble_helper()
+    wait_until(lambda: not drills(stage) or _stop(stage, record.drill_id), "the clean-up", timeout_s=60, every_s=1)
+    assert drills(stage) == []
+    assert traces(stage) == before
+
+
+def _stop(stage: Stage, drill_id: str) -> bool:
+    operate(stage, OperationKind.STOP_DRILL, passed=False, drill_id=drill_id)
+    return not drills(stage)
+
+
+def test_after_its_time_the_site_ends_it_by_itself_and_tells(stage: Stage) -> None:
+    before, key = traces(stage), stage.row(NAME).key
+    done = operate(stage, OperationKind.DRILL, lasts_s=12.0, wanted={"boot_s": 5, "agent": False})
+    assert done.state is OperationState.DONE, done.error
+    wait_until(lambda: not drills(stage), "the end of the drill", timeout_s=60, every_s=0.5)
+    assert traces(stage) == before
+
+    def told() -> bool:
+        return any(e.kind == "guardian-drill-ended" and "time is over" in e.text for e in stage.backend.events(key))
+
+    wait_until(told, "the news of it", timeout_s=40, every_s=0.5)
+    last = proofs.target_api(stage, NAME).drills()[-1]
+    assert last.end is not None
+    assert (last.end.passed, last.end.left) == (None, ())
+    again = proofs.target_api(stage, NAME).stop_drill(last.drill_id, DrillStop(passed=True, by="late"))
+    assert again == last
