@@ -50,7 +50,8 @@ def clean(lab: Lab, scene: Scene) -> None:
     for name in b.virsh("list", "--all", "--name").split():
         b.virsh("destroy", name, check=False)
         b.virsh("undefine", name, "--nvram", "--checkpoints-metadata", "--managed-save")
-    b.exec(["sh", "-c", f"rm -rf {REPLICAS}/* {REPLICAS}/.fill*"])
+    for site in (a, b):
+        site.exec(["sh", "-c", f"rm -rf {REPLICAS}/* {REPLICAS}/.fill*"])
     known = a.virsh("list", "--all", "--name").split()
     for other in set(known) - {NAME}:
         a.virsh("destroy", other, check=False)

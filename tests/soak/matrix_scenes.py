@@ -85,6 +85,25 @@ def failed_over(stage: Stage) -> None:
     wait_until(lambda: b.virsh("domstate", NAME) == "running", "the failed-over VM", timeout_s=30)
 
 
+def failed_over_with_a_choice(stage: Stage) -> None:
+    """As ``failed_over``, from the newer one of two points."""
+    stage.backend.sync_now(key_of(stage))
+    stage.wait_for_point(NAME, 2)
+    failed_over(stage)
+
+
+def to_an_older_point(stage: Stage) -> dict[str, Any]:
+    """Of a roll back; the guest is not asked, it may still be booting."""
+    points = stage.backend.points(key_of(stage))
+    return {"seq": min(p.seq for p in points), "force": True}
+
+
+def committed(stage: Stage) -> None:
+    """A failover that stands; the source's host is back, with the VM off."""
+    failed_over(stage)
+    do(stage, OperationKind.COMMIT)
+
+
 def planned(stage: Stage) -> None:
     """A recovery plan of one VM, whose source is gone."""
     stage.backend.save_plan(PLAN)
@@ -114,6 +133,8 @@ _ALL = (
     Scene(OperationKind.FAILOVER, source_lost, newest),
     Scene(OperationKind.MIGRATION, booted=True),
     Scene(OperationKind.COMMIT, failed_over),
+    Scene(OperationKind.ROLLBACK, failed_over_with_a_choice, to_an_older_point),
+    Scene(OperationKind.REPROTECT, committed),
     Scene(
         OperationKind.PLAN,
         planned,

@@ -202,6 +202,22 @@ def test_the_service_writes_it_after_every_change_and_shows_it(site: SiteServer)
     assert len(list(path.parent.glob("domain-*.xml"))) <= 8
 
 
+def test_a_failover_that_would_not_start_here_changes_nothing(site: SiteServer) -> None:
+    """libvirt's test driver has no machine for it. What starts is proven on the lab's hosts."""
+    bench = Bench(site.directory / "replicas", Source(vda=MIB))
+    bench.create()
+    bench.cycle()
+    before = bench.manifest
+    site.admin("failover", "vm", "--reason", " ", code=1)
+    site.admin("failover", "vm", code=2)
+    site.admin("failover", "nobody", "--reason", "dark", code=1)
+    site.admin("failover", "vm", "--point", "7", "--reason", "dark", code=1)
+    site.admin("failover", "vm", "--reason", "dark", code=1)
+    assert bench.manifest == before
+    assert not (site.state / "leases" / f"{VM}.json").exists(), "not even a lease was taken over"
+    assert not (site.state / "audit.log").exists()
+
+
 def test_a_replica_with_a_runbook_can_be_deleted(bench: Bench) -> None:
     bench.store.keep_runbook(bench.manifest, "RUNBOOK", "domain-e2-p2-12345678.xml", "<domain/>")
     with pytest.raises(ParentMoved):
