@@ -46,10 +46,13 @@ def clean(lab: Lab, scene: Scene) -> None:
     for site in (a, b):
         if not site.runs("libvirtd"):
             site.start_libvirt()
-        site.exec(["sh", "-c", "rm -rf /var/lib/vapor/guard/*.json /var/lib/vapor/plans/*"])
+        site.exec(["sh", "-c", "rm -rf /var/lib/vapor/guard/*.json /var/lib/vapor/plans/* /var/lib/vapor/drills/*"])
     for name in b.virsh("list", "--all", "--name").split():
         b.virsh("destroy", name, check=False)
         b.virsh("undefine", name, "--nvram", "--checkpoints-metadata", "--managed-save")
+    for network in set(b.virsh("net-list", "--all", "--name").split()) - {b.network}:
+        b.virsh("net-destroy", network, check=False)
+        b.virsh("net-undefine", network, check=False)
     for site in (a, b):
         site.exec(["sh", "-c", f"rm -rf {REPLICAS}/* {REPLICAS}/.fill*"])
     known = a.virsh("list", "--all", "--name").split()
@@ -168,8 +171,9 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
         found[f"at {name}"] = {
             "state": defined.get("State", "undefined"),
             "autostart": defined.get("Autostart", ""),
-            "domains": sorted(site.virsh("list", "--all", "--name").split()),
-            "networks": sorted(site.virsh("net-list", "--all", "--name").split()),
+            # Names of a drill's copy and bubble are its own each time.
+            "other domains": len(set(site.virsh("list", "--all", "--name").split()) - {NAME}),
+            "other networks": len(set(site.virsh("net-list", "--all", "--name").split()) - {site.network}),
             "guard": [record.get("state"), record.get("epoch", {}).get("number"), record.get("may_start")],
         }
     return found
@@ -192,6 +196,7 @@ def run(lab: Lab, home: Path, kind: OperationKind, step: str, fault: str) -> dic
         if operation.state is not OperationState.DONE:
             wrong.append(f"it came to {operation.state}: {operation.error}")
         state = end_state(stage, operation)
+        scene.after(stage)
     finally:
         stage.close()
         shutil.rmtree(cell)

@@ -54,6 +54,7 @@ class Scene:
     booted: bool = False  # the guest must answer (its agent shuts it down)
     twice: bool = False  # may it run at both sites meanwhile? Only what the scene itself caused
     like: Mapping[str, Any] = field(default_factory=dict)
+    after: Callable[[Stage], None] = nothing  # once the end state has been looked at
 
 
 def key_of(stage: Stage) -> str:
@@ -104,6 +105,26 @@ def committed(stage: Stage) -> None:
     do(stage, OperationKind.COMMIT)
 
 
+def quick_drill(_stage: Stage) -> dict[str, Any]:
+    """A copy that boots; it has no agent to wait for."""
+    return {"wanted": {"boot_s": 60, "agent": False}}
+
+
+def drilling(stage: Stage) -> None:
+    """A drill is open."""
+    do(stage, OperationKind.DRILL, quick_drill(stage))
+
+
+def passed(_stage: Stage) -> dict[str, Any]:
+    """Of the end of a drill."""
+    return {"passed": True, "note": REASON}
+
+
+def stop_drill(stage: Stage) -> None:
+    """Nothing of it may stay for the next cell."""
+    do(stage, OperationKind.STOP_DRILL, passed(stage))
+
+
 def planned(stage: Stage) -> None:
     """A recovery plan of one VM, whose source is gone."""
     stage.backend.save_plan(PLAN)
@@ -135,6 +156,8 @@ _ALL = (
     Scene(OperationKind.COMMIT, failed_over),
     Scene(OperationKind.ROLLBACK, failed_over_with_a_choice, to_an_older_point),
     Scene(OperationKind.REPROTECT, committed),
+    Scene(OperationKind.DRILL, args=quick_drill, after=stop_drill),
+    Scene(OperationKind.STOP_DRILL, drilling, passed),
     Scene(
         OperationKind.PLAN,
         planned,
