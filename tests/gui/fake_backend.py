@@ -18,17 +18,20 @@ from vapor_desktop.model.rpo import health
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, RpoHealth, severity
 from vapor_desktop.model.view import (
+    BothSides,
     Check,
     DiskStatus,
     DisksView,
     DiskVerdictView,
     FailoverPoint,
     FailoverPreview,
+    KeptRunView,
     ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
     ReprotectPreview,
     SettingsEdit,
+    SideView,
     SiteProbe,
     SiteStatus,
     Snapshot,
@@ -334,13 +337,28 @@ class FakeBackend:
             ("web01 starts at site-b on network lan0", "Replication from site-a stops"),
         )  # fmt: skip
 
-    def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
-        self._take("failover", protection_id, seq, reason)
+    def failover(self, protection_id: str, seq: int | None, reason: str, source: str = "leave") -> float:
+        self._take("failover", protection_id, seq, reason, source)
         return 1.8
 
     def reprotect_preview(self, protection_id: str) -> ReprotectPreview:
         self._take("reprotect_preview", protection_id)
         return REPROTECT
+
+    def both_sides(self, protection_id: str) -> BothSides:
+        self._take("both_sides", protection_id)
+        return BothSides(
+            protection_id, "db01", 41, NOW,
+            SideView("id-site-a", "site-a", "running", 3, None, {}, None, "its bitmap went with the crash"),
+            SideView("id-site-b", "site-b", "running", 2, 5 * MIB, {"vda": 5 * MIB}, NOW),
+        )  # fmt: skip
+
+    def kept_runs(self, protection_id: str) -> Sequence[KeptRunView]:
+        self._take("kept_runs", protection_id)
+        return (KeptRunView(2, "before the roll back", NOW, 41, 7 * MIB),)
+
+    def let_go(self, protection_id: str, epoch: int, reason: str) -> None:
+        self._take("let_go", protection_id, epoch, reason)
 
     def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]:
         self._take("operation_steps", kind)

@@ -179,7 +179,7 @@ def test_failover_needs_the_exact_name_and_a_reason(console) -> None:  # type: i
     sheet.points.selectRow(1)
     assert "The data is 12 min old." in sheet.loss.text()
     sheet.go.click()
-    console.until(lambda: console.asked("failover") == [("p-db01", 40, "site-a lost power")])
+    console.until(lambda: console.asked("failover") == [("p-db01", 40, "site-a lost power", "leave")])
 
 
 def test_failover_states_source_and_effects(console) -> None:  # type: ignore[no-untyped-def]

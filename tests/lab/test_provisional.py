@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import proofs
@@ -15,6 +16,7 @@ from vapor_desktop.lab.lab import Lab, Site
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage, remove_guests
 from vapor_desktop.model.operations import Operation, OperationKind, OperationState
+from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.states import Phase
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -107,6 +109,20 @@ def test_what_is_kept_goes_only_when_it_is_let_go(stage: Stage) -> None:
     assert not any(p.pins == (f"run:{kept.epoch}",) for p in stage.backend.points(key))
 
 
+def test_the_old_primary_that_returns_fenced_is_shown_as_a_risk(stage: Stage) -> None:
+    stage.lab.revive_site("a")
+    program = stage.program
+    assert program is not None
+    source = stage.row(NAME).protection.source_site
+    wait_until(lambda: reachable(stage, source), "a look at site a", timeout_s=40, every_s=0.05)
+    back = time.monotonic()
+    wait_until(lambda: phase(stage) is Phase.SPLIT_BRAIN_RISK, "the risk", timeout_s=10, every_s=0.05)
+    print(f"risk shown {time.monotonic() - back:.1f} s after site a answered")
+    wait_until(lambda: "fenced" in (stage.row(NAME).protection.last_error or ""), "the fence", timeout_s=20)
+    assert (state(stage, "a"), state(stage, "b")) == ("shut off", "running")
+    wait_until(lambda: alerting(stage, "split:SPLIT_BRAIN_RISK:"), "the alert", timeout_s=5)
+
+
 def test_committed_it_stands(stage: Stage) -> None:
     done = operate(stage, OperationKind.COMMIT)
     assert done.state is OperationState.DONE, done.error
@@ -120,3 +136,86 @@ def test_committed_it_stands(stage: Stage) -> None:
     wait_until(lambda: stage.backend.operation(again.operation_id).ended, "the undo", timeout_s=30)
     assert stage.row(NAME).protection.phase is Phase.FAILED_OVER
     assert state(stage, "b") == "running"
+
+
+def override_and_start(stage: Stage) -> float:
+    """A person on host A ignores every warning; seconds until the console says *split brain*."""
+    a = stage.lab.sites["a"]
+    a.exec(["vapor-site", "guard", "override", NAME, "--reason", "nobody told me"])
+    a.virsh("start", NAME)
+    began = time.monotonic()
+    wait_until(lambda: phase(stage) is Phase.SPLIT_BRAIN, "split brain", timeout_s=10, every_s=0.05)
+    return time.monotonic() - began
+
+
+def test_a_split_brain_is_noticed_and_the_loser_at_the_old_primary_is_kept(stage: Stage) -> None:
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    seconds = override_and_start(stage)
+    print(f"split brain shown {seconds:.1f} s after the start")
+    assert seconds < 10
+    wait_until(lambda: alerting(stage, "split:SPLIT_BRAIN:"), "the alert", timeout_s=5)
+    found = stage.backend.both_sides(stage.row(NAME).key)
+    assert (found.source.state, found.target.state) == ("running", "running")
+    assert found.common_seq is not None
+    assert found.target.changed_bytes
+    assert found.source.epoch == found.target.epoch + 1 if found.target.epoch else False
+    runs_at_b, image = disk_of(b), disk_of(a)
+    done = operate(stage, OperationKind.RESOLVE, winner="target", force=True)
+    assert done.state is OperationState.DONE, (done.question, done.error)
+    assert (state(stage, "a"), state(stage, "b")) == ("shut off", "running")
+    assert disk_of(b) == runs_at_b
+    assert a.path(image).exists()
+    assert a.exec(["virsh", "-c", "qemu:///system", "start", NAME], check=False).returncode != 0
+    row = stage.row(NAME).protection
+    manifest = proofs.view(stage, NAME).manifest
+    assert row.phase is Phase.FAILED_OVER
+    assert manifest.epoch.number == row.epoch_number == (found.source.epoch or 0) + 1
+    assert manifest.epoch.owner == row.target_site
+    assert list(manifest.runs) == [str(row.epoch_number)]
+
+
+def test_when_the_old_primary_wins_the_run_at_the_target_is_kept(stage: Stage) -> None:
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    override_and_start(stage)
+    lost, newest = disk_of(b), stage.row(NAME).last_seq or 0
+    asked = operate(stage, OperationKind.RESOLVE, force=True)
+    assert asked.question is not None
+    assert {c.key for c in asked.question.choices} == {"source", "target", "undo"}
+    assert "common point" in asked.question.text
+    stage.backend.answer_question(asked.operation_id, asked.question.question_id, "source")
+    wait_until(lambda: stage.backend.operation(asked.operation_id).ended, "the resolver", timeout_s=60)
+    done = stage.backend.operation(asked.operation_id)
+    assert done.state is OperationState.DONE, (done.question, done.error)
+    assert (state(stage, "a"), state(stage, "b")) == ("running", "undefined")
+    assert b.path(lost).exists()
+    [kept] = stage.backend.kept_runs(stage.row(NAME).key)
+    assert "split brain" in kept.name
+    assert stage.row(NAME).protection.epoch_owner == stage.row(NAME).protection.source_site
+    guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90)
+    stage.wait_for_point(NAME, newest + 1)  # replication goes on
+    assert phase(stage) in {Phase.PROTECTED, Phase.SYNCING, Phase.COMPARING}
+    a.exec(["vapor-site", "guard", "override", NAME, "--reason", "once more, for nothing"])
+    wanted = stage.row(NAME).protection.epoch_number + 1
+    wait_until(lambda: proofs.view(stage, NAME).manifest.epoch.number == wanted, "B's epoch", timeout_s=60)
+    key = stage.row(NAME).key
+    wait_until(lambda: stored(stage, key).epoch_number == wanted, "our own record of it", timeout_s=10)
+
+
+def reachable(stage: Stage, site_id: str) -> bool:
+    return any(s.reachable is True for s in stage.backend.snapshot().sites if s.site.site_id == site_id)
+
+
+def phase(stage: Stage) -> Phase:
+    return stored(stage, stage.row(NAME).key).phase
+
+
+def stored(stage: Stage, key: str) -> Protection:
+    """As it is in the database now; rows are half a second old."""
+    assert stage.program is not None
+    found = stage.program.engine.repository.protection(key)
+    assert found is not None
+    return found
+
+
+def alerting(stage: Stage, prefix: str) -> bool:
+    return any(a.key.startswith(prefix) and a.closed_at is None for a in stage.backend.snapshot().alerts)

@@ -11,7 +11,7 @@ import sys
 import click
 
 from vapor_desktop import __version__
-from vapor_desktop.cli import details, drills, operations, plans, protections, recovery, settings, sites
+from vapor_desktop.cli import details, drills, failover, operations, plans, protections, recovery, settings, sites
 from vapor_desktop.cli.output import Output, exit_code
 from vapor_desktop.cli.reprotect import reprotect
 from vapor_desktop.cli.runbook import runbook
@@ -30,6 +30,7 @@ def vaporctl(ctx: click.Context, as_json: bool) -> None:
 vaporctl.add_command(sites.site)
 vaporctl.add_command(sites.pair)
 vaporctl.add_command(sites.vms)
+vaporctl.add_command(failover.failover)
 vaporctl.add_command(operations.migrate)
 vaporctl.add_command(reprotect)
 vaporctl.add_command(operations.operation)

@@ -287,35 +287,6 @@ def points(out: Output, vm: str) -> None:
 
 
 @click.command()
-@click.argument("vm")
-@click.option("--point", type=int, default=None, help="Recovery point; default: the newest.")
-@click.option("--reason", required=True, help="Why; kept in the history and at the target.")
-@click.option("--confirm", metavar="NAME", help="The VM's name again. Without it: only show what would happen.")
-@json_option
-@click.pass_obj
-def failover(out: Output, vm: str, point: int | None, reason: str, confirm: str | None) -> None:
-    """Emergency failover: bring VM up at its target from a recovery point. The source is not waited for."""
-    with program.acting() as backend:
-        row = program.find_protection(backend, vm)
-        if confirm is None:
-            preview = backend.failover_preview(row.key)
-            if out.as_json:
-                out.json({"ok": False, "dry_run": True, "effects": preview.effects, "tried": preview.tried})
-            else:
-                for line in (*preview.tried, *preview.effects, *preview.blockers):
-                    click.echo(f"  {line}")
-            raise InvalidRequest("Nothing was done", fix=f"Add --confirm {row.protection.vm_name} to fail over")
-        check_confirmed(row, confirm)
-        seconds = backend.failover(row.key, point, reason)
-        row = program.find_protection(backend, vm)
-    out.say(
-        f"{row.protection.vm_name} runs at {row.target_name} after {seconds:.1f} s",
-        running_after_s=seconds,
-        **status_facts(row),
-    )
-
-
-@click.command()
 @click.argument("site")
 @json_option
 @click.pass_obj
@@ -333,4 +304,4 @@ def check_confirmed(row: ProtectionStatus, confirm: str) -> None:
         raise InvalidRequest(f"--confirm must be the VM's name, “{row.protection.vm_name}”")
 
 
-COMMANDS = (status, watch, protect, unprotect, seed, sync, pause, resume, points, failover, adopt)
+COMMANDS = (status, watch, protect, unprotect, seed, sync, pause, resume, points, adopt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from vapor_desktop.cli import program
@@ -9,6 +11,7 @@ from vapor_desktop.cli.operations import finish, follow
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.cli.protections import check_confirmed
 from vapor_desktop.engine.operations.provisional import roll_back_effects
+from vapor_desktop.engine.operations.resolve import SOURCE, TARGET, resolve_effects
 from vapor_desktop.model.errors import InvalidRequest
 from vapor_desktop.model.operations import OperationKind
 
@@ -57,6 +60,41 @@ def roll_back(
     finish(out, done)
 
 
+@click.command()
+@click.argument("vm")
+@click.option("--keep", metavar="SITE", help="Whose goes on. Without it: only compare both sides.")
+@click.option("--reason", default="", help="Why; kept in the history and at the sites.")
+@click.option("--confirm", metavar="NAME", help="The VM's name again. Without it: only show what would happen.")
+@click.option("--force", is_flag=True, help="Cut the other one's power instead of asking its guest to shut down.")
+@click.option("--shutdown-timeout", type=click.FloatRange(1, 86400), default=120.0, show_default=True,
+              metavar="SECONDS",
+              help="How long the guest may take to shut down before you are asked.")  # fmt: skip
+@json_option
+@click.pass_obj
+def resolve(
+    out: Output, vm: str, keep: str | None, reason: str, confirm: str | None, force: bool, shutdown_timeout: float
+) -> None:
+    """Resolve a split brain of VM: choose whose goes on; the other's is switched off and always kept."""
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        found = backend.both_sides(row.key)
+        if keep is None:
+            out.say("\n".join(found.lines()), dry_run=True, sides=[asdict(found.source), asdict(found.target)])
+            return
+        winner = program.find_site(backend, keep).site_id
+        ends = {row.protection.source_site: SOURCE, row.protection.target_site: TARGET}
+        if winner not in ends:
+            raise InvalidRequest(f"{keep} is neither of the sites of {vm}")
+        if confirm is None:
+            for line in (*found.lines(), *resolve_effects(found, ends[winner])):
+                click.echo(f"  {line}", err=True)
+            raise InvalidRequest("Nothing was done", fix=f"Add --confirm {row.protection.vm_name} to do it")
+        check_confirmed(row, confirm)
+        args = {"winner": winner, "force": force, "shutdown_s": shutdown_timeout}
+        done = follow(out, backend, backend.begin_operation(OperationKind.RESOLVE, row.key, args, reason))
+    finish(out, done)
+
+
 @click.command("kept")
 @click.argument("vm")
 @click.option("--let-go", "epoch", type=int, default=None, metavar="EPOCH", help="Delete what that run has written.")
@@ -80,4 +118,4 @@ def kept(out: Output, vm: str, epoch: int | None, reason: str) -> None:
     out.table(("EPOCH", "NAME", "OVER SINCE", "ON POINT", "WRITTEN"), cells, "Nothing is kept")
 
 
-COMMANDS = (commit, roll_back, kept)
+COMMANDS = (commit, roll_back, resolve, kept)

@@ -16,6 +16,7 @@ from vapor_desktop.model.operations import Operation, OperationKind, StepRow
 from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.view import (
+    BothSides,
     Check,
     DisksView,
     DrillStatus,
@@ -92,8 +93,14 @@ class Backend(Protocol):
     def reprotect_preview(self, protection_id: str) -> ReprotectPreview:
         """What the way home costs and why, asked at both sites now. Raises Conflict: it did not go over."""
 
-    def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
-        """Emergency failover to that point (None: newest). Returns seconds from the call to running."""
+    def failover(self, protection_id: str, seq: int | None, reason: str, source: str = "leave") -> float:
+        """Emergency failover to that point (None: newest). Returns seconds from the call to running.
+
+        ``source``: what to do with a source that answers: "leave", "shut down", "force off".
+        """
+
+    def both_sides(self, protection_id: str) -> BothSides:
+        """What both sites have written since the common point, asked now. Raises SiteUnreachable, …"""
 
     def kept_runs(self, protection_id: str) -> Sequence[KeptRunView]:
         """What the VM wrote at the target in runs that are over, asked there now; oldest first."""

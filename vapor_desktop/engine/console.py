@@ -8,12 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from vapor_desktop.engine import disks, drilling, preflight, records, settings, sharing, site_checks, wayhome
+from vapor_desktop.engine import (
+    both_sides,
+    disks,
+    drilling,
+    preflight,
+    records,
+    settings,
+    sharing,
+    site_checks,
+    wayhome,
+)
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.leaving import checkpoints_at_target, forget_bitmaps
 from vapor_desktop.engine.operations.plan_run import steps_of
 from vapor_desktop.engine.operations.seed import SeedCopy
 from vapor_desktop.engine.operations.steps import rows as step_rows
+from vapor_desktop.engine.operations.switching_off import SHUTDOWN_S
 from vapor_desktop.engine.ports import CycleRecord, Event, Pairing, PointRow, RpoSample
 from vapor_desktop.engine.recovery_plans import not_ready
 from vapor_desktop.engine.runtime import Engine
@@ -38,6 +49,7 @@ from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import (
     Banner,
+    BothSides,
     Check,
     DisksView,
     DrillStatus,
@@ -457,14 +469,26 @@ class EngineBackend:
         p = self._protection(protection_id)
         return wayhome.preview(self._gateway, p, self._site(p.target_site), self._site(p.source_site))
 
-    def failover(self, protection_id: str, seq: int | None, reason: str) -> float:
-        """Emergency failover. Returns seconds from the call to running."""
+    def failover(self, protection_id: str, seq: int | None, reason: str, source: str = "leave") -> float:
+        """Emergency failover. Returns seconds from the call to running. Raises InvalidRequest when it asks."""
         done = self.wait_operation(
-            self.begin_operation(OperationKind.FAILOVER, protection_id, {"seq": seq}, reason), VERB_DEADLINE_S
+            self.begin_operation(OperationKind.FAILOVER, protection_id, {"seq": seq, "source": source}, reason),
+            VERB_DEADLINE_S + SHUTDOWN_S,
         )
+        if done.question is not None:
+            raise InvalidRequest(
+                f"The failover of “{done.vm_name}” asks: {done.question.text}",
+                fix=f"vaporctl operation answer {done.operation_id[:8]} "
+                + "|".join(c.key for c in done.question.choices),
+            )
         if done.error is not None:
             raise from_wire(done.error)
         return float(done.result["running_after_s"])
+
+    def both_sides(self, protection_id: str) -> BothSides:
+        """For the resolver of a split brain."""
+        p = self._protection(protection_id)
+        return both_sides.compare(self._gateway, p, self._site(p.source_site), self._site(p.target_site))
 
     def kept_runs(self, protection_id: str) -> Sequence[KeptRunView]:
         """Of the replica at the target, asked now."""

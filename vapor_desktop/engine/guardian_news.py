@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -60,6 +60,7 @@ class GuardianNews:
         self._lock = threading.Lock()
         self._acts: dict[str, Act] = {}
         self._read_to: dict[str, datetime] = {}
+        self.on_override: Callable[[Protection], None] = lambda _p: None  # a person on a host took the VM
 
     def acts(self) -> dict[str, Act]:
         """The last act of a guardian on each protection's VM, by protection id."""
@@ -82,6 +83,8 @@ class GuardianNews:
         protections = self._repository.protections()
         for event in (e for e in events if e.at > since):
             protection = _concerned(protections, event, site)
+            if protection is not None and event.what == "guard-override":
+                self.on_override(protection)
             if event.at > told:
                 self._tell(site, event, protection)
                 self._repository.set_setting(key, event.at.isoformat())

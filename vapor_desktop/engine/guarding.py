@@ -18,8 +18,9 @@ from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model.errors import EpochMoved, VaporError
 from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.sites import Protection, Site
+from vapor_desktop.model.split_brain import overtaken
 from vapor_desktop.model.states import Severity
-from vapor_desktop.model.wire import GuardRelease, GuardRequest, GuardState
+from vapor_desktop.model.wire import EpochRequest, GuardRelease, GuardRequest, GuardState
 
 log = structlog.get_logger(__name__)
 
@@ -58,11 +59,30 @@ class GuardArmer:
         try:
             self._arm(source, target, protection, manifest, boot_id)
         except EpochMoved as error:  # a person on the host took it under a higher epoch: it is guarded already
-            self._note(protection, f"The start guard at {source.name} was not armed again: {error}")
+            if not self._follow(source, target, protection, manifest):
+                self._note(protection, f"The start guard at {source.name} was not armed again: {error}")
         except VaporError as error:
             log.info("the start guard is not armed", vm=protection.vm_name, code=error.code, error=str(error))
             return
         self._did(pid, key)
+
+    def _follow(self, source: Site, target: Site, p: Protection, manifest: Manifest) -> bool:
+        """The owner's host has gone on to a higher epoch while its replica could not hear of it: raise it there."""
+        try:
+            higher = overtaken(self._gateway.api(source).guard(p.vm_uuid), manifest.epoch)
+            if higher is None:
+                return False
+            api = self._gateway.api(target)
+            with HeldLease(api, p.vm_uuid, self._holder, self._name, "raise epoch", wait_s=5) as lease:
+                why = f"a person took it under epoch {higher.number} at {source.name}"
+                api.raise_epoch(p.vm_uuid, EpochRequest(fence=lease.fence, new_epoch=higher, reason=why))
+        except VaporError as error:
+            log.info("the replica's epoch was not raised", vm=p.vm_name, code=error.code, error=str(error))
+            return False
+        update = {"epoch_number": higher.number, "epoch_owner": higher.owner}
+        records.update(self._repository, p.protection_id, lambda q: q.model_copy(update=update))
+        self._note(p, f"{target.name} follows to epoch {higher.number}: {source.name} was told to take it")
+        return True
 
     def _arm(self, source: Site, target: Site, p: Protection, manifest: Manifest, boot_id: str) -> None:
         api = self._gateway.api(source)
@@ -135,6 +155,12 @@ class GuardArmer:
         with self._lock:
             self._armed[pid] = key
             self._not_before.pop(pid, None)
+
+    def forget(self, p: Protection) -> None:
+        """Its record was changed by somebody else: look at it again with the next cycle."""
+        with self._lock:
+            self._armed.pop(p.protection_id, None)
+            self._not_before.pop(p.protection_id, None)
 
     def release(self, p: Protection) -> None:
         """The VM is not protected any more: its host may start it as it likes. Raises VaporError."""

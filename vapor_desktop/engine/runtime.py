@@ -94,6 +94,7 @@ class Engine:
         self.sites = SiteWatch(repository, gateway, clock)
         self.news = GuardianNews(repository, gateway, clock)
         self.worker = ProtectionWorker(repository, gateway, self.sites, clock, identity)
+        self.news.on_override = self.worker.guards.forget
         self.recovery = Recovery(repository, gateway, self.sites, clock, identity)
         tools = Tools(repository, gateway, self.sites, clock, identity, self.worker, self._has_lapsed)
         self.operations = OperationRunner(tools, durable, TYPES)

@@ -8,6 +8,7 @@ from vapor_desktop.engine import records
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.operations.failover import effects, points_of
 from vapor_desktop.engine.ports import Clock, Repository, SiteGateway
+from vapor_desktop.engine.reaching import reach
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.engine.worker import EngineIdentity
 from vapor_desktop.model import rpo
@@ -47,6 +48,9 @@ class Recovery:
         offset = rpo.ClockOffset(row[0], row[1]) if row else None
         source = self._repository.site(p.source_site)
         seen = self._sites.seen(p.source_site)
+        newest = manifest.newest
+        reached = reach(self._gateway, source, p.vm_uuid, newest.checkpoint if newest else None) if source else None
+        answers = reached.answers if reached else None
         networks = self._gateway.hypervisor(target).networks()
         wanted = set(p.mappings.networks.values())
         missing = sorted(wanted - set(networks))
@@ -55,23 +59,24 @@ class Recovery:
             vm_name=p.vm_name,
             target_name=target.name,
             source_name=source.name if source else "the source (not paired here)",
-            source_reachable=None if seen is None or seen.status.refuses else seen.status.reachable,
-            source_last_seen_at=seen.status.last_seen_at if seen else None,
-            tried=self._tried(source, seen.status.error if seen else None, seen.status.reachable if seen else None),
+            source_reachable=answers if answers or seen is None or not seen.status.refuses else None,
+            source_last_seen_at=self._clock.now() if answers else (seen.status.last_seen_at if seen else None),
+            tried=reached.tried if reached else ("This console is not paired with the source",),
+            source_state=reached.state if reached else None,
+            unsent_bytes=self._unsent(protection_id, reached.unsent_bytes if reached else None),
             points=points_of(manifest, self._clock, offset),
             effects=effects(p, source.name if source else "the source", target.name, sorted(wanted))
             + tuple(f"“{p.vm_name}” is {text}." for text in p.warnings if text.startswith(NOT_FULLY)),
             blockers=tuple(f"Network “{n}” does not exist at {target.name}" for n in missing),
         )
 
-    def _tried(self, source: Site | None, error: str | None, reachable: bool | None) -> tuple[str, ...]:
-        if source is None:
-            return ("This console is not paired with the source",)
-        if reachable is None:
-            return (f"{source.name} has not been looked at yet",)
-        if reachable:
-            return (f"{source.name} answers: if its VM still runs, migrate instead",)
-        return (f"{source.name}: {error}",)
+    def _unsent(self, protection_id: str, dirty_bytes: int | None) -> int | None:
+        """By the bitmap; else what the cycle that was cut had still to send."""
+        if dirty_bytes is not None:
+            return dirty_bytes
+        live = self._repository.live().get(protection_id)
+        progress = live.progress if live else None
+        return max(progress.total_bytes - progress.done_bytes, 0) if progress else None
 
     def pin(self, protection_id: str, seq: int, note: str | None) -> None:
         """Pin a point (note) or let the user's pins go (None)."""

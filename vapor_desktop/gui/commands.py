@@ -9,6 +9,7 @@ from html import escape
 from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtWidgets import QDialog, QMessageBox, QWidget
 
+from vapor_desktop.gui import after_failover
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.edit_dialog import EditDialog
 from vapor_desktop.gui.error_box import show_error
@@ -26,6 +27,11 @@ from vapor_desktop.model.view import SiteStatus, Snapshot, Task
 from vapor_desktop.model.wire import Progress, SeedState
 
 Skipped = Sequence[tuple[Row, str]]
+_DECISIONS = {
+    "commit": after_failover.commit,
+    "roll-back": after_failover.roll_back,
+    "resolve": after_failover.resolve,
+}
 _TITLES = {"sync": "Sync", "pause": "Pause", "resume": "Resume"}
 
 
@@ -70,7 +76,9 @@ class Commands(QObject):
         elif verb == "unprotect" and rows:
             self.unprotect(rows[0])
         elif verb == "failover" and rows:
-            self.failover(rows[0])
+            self.failover(rows)
+        elif verb in _DECISIONS and rows and rows[0].status is not None:
+            self._open(_DECISIONS[verb](self._context, rows[0].status, self.begun.emit, self._window))
         elif verb == "migrate" and rows:
             self.migrate(rows[0])
         elif verb == "reprotect" and rows:
@@ -122,8 +130,12 @@ class Commands(QObject):
         covered = frozenset(row.protection.vm_uuid for row in rows_now)
         self._open(ProtectWizard(self._context, sites, pairs, chosen, covered, self._window))
 
-    def failover(self, row: Row) -> None:
-        """The failover sheet."""
+    def failover(self, rows: Sequence[Row]) -> None:
+        """The failover sheet, of one VM or of several."""
+        if len(rows) > 1:
+            self._open(after_failover.several(self._context, rows, self._window))
+            return
+        row = rows[0]
         if row.status is None:
             return
         sheet = FailoverSheet(self._context, row.key, row.name, row.status.target_name, self._window)
@@ -131,7 +143,7 @@ class Commands(QObject):
         backend = self._context.backend
 
         def run() -> None:
-            decided = partial(backend.failover, row.key, sheet.seq, sheet.why)
+            decided = partial(backend.failover, row.key, sheet.seq, sheet.why, sheet.source_way)
             self._context.errands.run(title, decided, subject=row.key)
 
         sheet.accepted.connect(run)

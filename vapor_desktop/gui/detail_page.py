@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from PySide6.QtCore import Qt, Signal
+from PySide6.QtGui import QAction
 from PySide6.QtWidgets import (
     QHBoxLayout,
     QInputDialog,
@@ -41,7 +42,12 @@ def headline(row: ProtectionStatus) -> str:
     """The state of a protection in one or two sentences."""
     target = words.duration(row.protection.policy.rpo_target_s)
     state = words.capital(row.protection.phase.value)
-    if row.protection.phase in (Phase.FAILED_OVER, Phase.PROVISIONAL):
+    if row.protection.phase is Phase.PROVISIONAL:
+        name = row.protection.vm_name
+        return f"{state}: {name} runs at {row.target_name}. Commit the failover, or roll back to another point."
+    if row.protection.phase in (Phase.SPLIT_BRAIN, Phase.SPLIT_BRAIN_RISK):
+        return f"{state}: {row.protection.last_error or 'look at both sites, then resolve it'}"
+    if row.protection.phase is Phase.FAILED_OVER:
         return f"{state}: {row.protection.vm_name} runs at {row.target_name} and is not protected."
     if row.rpo_health is RpoHealth.NO_POINT:
         return f"{state}. There is no recovery point yet; the target is {target}."
@@ -49,6 +55,16 @@ def headline(row: ProtectionStatus) -> str:
         return f"{state}. How old the newest recovery point is, is unknown; the target is {target}."
     text = f"{state}. The newest recovery point is {words.duration(row.rpo_now_s)} old; the target is {target}"
     return f"{text}: breached." if row.rpo_health is RpoHealth.BREACHED else f"{text}."
+
+
+def _while_possible(action: QAction, parent: QWidget) -> QToolButton:
+    """A button that is there as long as its verb can be used."""
+    button = QToolButton(parent)
+    button.setDefaultAction(action)
+    button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+    button.setVisible(action.isEnabled())
+    action.enabledChanged.connect(button.setVisible)
+    return button
 
 
 class DetailPage(QWidget):
@@ -110,6 +126,8 @@ class DetailPage(QWidget):
             over.setDefaultAction(self._verbs[key])
             over.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
             top.addWidget(over)
+        for key in ("commit", "roll-back", "resolve"):  # only while there is something to decide
+            top.addWidget(_while_possible(self._verbs[key], self))
         self.tabs.setDocumentMode(True)
         self.tabs.addTab(self.rpo, "&RPO")
         self.tabs.addTab(self._points_tab(), "Recovery &points")

@@ -8,7 +8,9 @@ from html import escape
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QAbstractItemView,
+    QComboBox,
     QDialog,
+    QFormLayout,
     QHeaderView,
     QLabel,
     QLineEdit,
@@ -52,6 +54,17 @@ class FailoverSheet(QDialog):
         self.go.setText(f"Fail over {vm_name} to {target}")
         self.headline.setText(f"<h3>Start {escape(vm_name)} at {escape(target)}, from a recovery point</h3>")
         self.source.setText("Trying to reach the source, and reading the recovery points…")
+        self.fence = QComboBox(self)
+        for key, text in (
+            ("leave", "Leave it as it is"),
+            ("shut down", "Keep it from starting there, and shut it down"),
+            ("force off", "Keep it from starting there, and cut its power"),
+        ):
+            self.fence.addItem(text, key)
+        self.fence.setAccessibleName("What to do with the VM at its source")
+        self.fence.setEnabled(False)
+        rows = child(form, QFormLayout, "confirm")
+        rows.insertRow(0, "At the &source:", self.fence)
         self._prepare_table()
         self.name.textChanged.connect(self._judge)
         self.reason.textChanged.connect(self._judge)
@@ -69,6 +82,11 @@ class FailoverSheet(QDialog):
         """The chosen point."""
         point = self._point()
         return point.seq if point else None
+
+    @property
+    def source_way(self) -> str:
+        """What to do with a source that answers."""
+        return str(self.fence.currentData())
 
     @property
     def why(self) -> str:
@@ -98,6 +116,8 @@ class FailoverSheet(QDialog):
     def _show(self, preview: FailoverPreview) -> None:
         self.preview = preview
         self.source.setText(self._source_text(preview))
+        self.fence.setEnabled(preview.may_fence)
+        self.fence.setToolTip("" if preview.may_fence else "The source does not answer: it is fenced when it returns")
         self.points.setRowCount(len(preview.points))
         for row, point in enumerate(preview.points):
             for column, text in enumerate(self._cells(point)):
@@ -115,13 +135,14 @@ class FailoverSheet(QDialog):
         seen = words.ago(preview.source_last_seen_at, now) if preview.source_last_seen_at else "never"
         if preview.source_reachable:
             warn = self._context.theme.colours.severity[Severity.WARNING]
-            text = f"<b style='color:{warn}'>The source {name} answers.</b> Make sure that the VM is off there."
+            text = f"<b style='color:{warn}'>The source {name} answers.</b> Shut it down there first, or migrate it."
         elif preview.source_reachable is False:
             text = f"The source <b>{name}</b> does not answer; last seen {seen}."
         else:
             text = f"Whether the source <b>{name}</b> lives is unknown; last seen {seen}."
         tried = "".join(f"<br>&nbsp;&nbsp;tried {escape(line)}" for line in preview.tried)
-        return text + tried
+        facts = "".join(f"<br>{escape(line)}" for line in preview.facts())
+        return text + tried + facts
 
     @staticmethod
     def _cells(point: FailoverPoint) -> tuple[str, ...]:

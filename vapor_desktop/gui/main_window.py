@@ -151,7 +151,8 @@ class MainWindow(QMainWindow):
             [self.verbs[key] for key in ("open", "protect", "edit", "seed", "sync", "pause", "resume", "unprotect")]
         )
         recovery = bar.addMenu("&Recovery")
-        recovery.addActions([self.verbs["migrate"], self.verbs["failover"], self.verbs["reprotect"]])
+        keys = ("migrate", "failover", "commit", "roll-back", "resolve", "reprotect")
+        recovery.addActions([self.verbs[key] for key in keys])
         self._build_tool_bar()
 
     def _build_tool_bar(self) -> None:

@@ -87,6 +87,25 @@ def no_reprotect(row: Row) -> str:
     return "" if phase is Phase.FAILED_OVER else f"{row.name} has not gone over to {row.status.target_name}"
 
 
+def no_commit(row: Row) -> str:
+    """Why there is nothing to commit."""
+    if row.status is None:
+        return _protected(row)
+    p = row.status.protection
+    open_failover = p.phase is Phase.PROVISIONAL or (
+        p.phase is Phase.SPLIT_BRAIN_RISK and p.commit_ask_at is not None
+    )
+    return "" if open_failover else f"{row.name} runs on no provisional failover"
+
+
+def no_resolve(row: Row) -> str:
+    """Why there is nothing to resolve."""
+    if row.status is None:
+        return _protected(row)
+    split = row.status.protection.phase in {Phase.SPLIT_BRAIN, Phase.SPLIT_BRAIN_RISK}
+    return "" if split else f"{row.name} is at one site only"
+
+
 def no_seed(row: Row) -> str:
     """Why its first copy cannot be seeded. (Which disks can, the dialog tells.)"""
     if row.status is None:
@@ -125,7 +144,10 @@ _SPECS = (
     _Spec(
         "migrate", "&Migrate…", "migrate", "Move the VM to the other site, losing nothing", no_migrate, single=True
     ),
-    _Spec("failover", "&Fail over…", "failover", "Start the VM at the other site", no_failover, single=True),
+    _Spec("failover", "&Fail over…", "failover", "Start the VMs at the other site", no_failover),
+    _Spec("commit", "&Commit…", "check", "Let the failover stand", no_commit, single=True),
+    _Spec("roll-back", "R&oll back…", "back", "Start the VM from another point", no_commit, single=True),
+    _Spec("resolve", "Resol&ve…", "eye", "A split brain: choose whose VM goes on", no_resolve, single=True),
     _Spec("reprotect", "Repr&otect…", "reprotect", "Protect it to the site it came from", no_reprotect, single=True),
 )
 

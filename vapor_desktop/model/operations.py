@@ -27,6 +27,7 @@ class OperationKind(StrEnum):
     FAILOVER = "emergency failover"
     COMMIT = "commit failover"
     ROLLBACK = "roll back failover"
+    RESOLVE = "resolve split brain"
     DRILL = "drill"
     STOP_DRILL = "stop drill"
     REPROTECT = "reprotect"

@@ -268,6 +268,71 @@ class FailoverPreview:
     points: tuple[FailoverPoint, ...]  # newest first
     effects: tuple[str, ...]  # what will happen, sentence by sentence
     blockers: tuple[str, ...] = ()  # e.g. a network that the target lacks
+    source_state: str | None = None  # libvirt's word for the VM at its source, when that answered just now
+    unsent_bytes: int | None = None  # known to be written at the source and not in the newest point; None: unknown
+
+    @property
+    def may_fence(self) -> bool:
+        """The source answers: it can be kept from running the VM."""
+        return self.source_reachable is True
+
+    @property
+    def newest_proven(self) -> FailoverPoint | None:
+        """The newest point that a drill has passed on."""
+        return next((p for p in self.points if p.proven_at is not None), None)
+
+    def facts(self) -> tuple[str, ...]:
+        """The newest point, the newest proven one, what is known to be unsent: one line each."""
+        unsent = "unknown" if self.unsent_bytes is None else f"{self.unsent_bytes / 2**20:.1f} MiB"
+        proven = self.newest_proven
+        return (
+            f"Newest complete point: {self.points[0].line()}" if self.points else "No complete point",
+            f"Newest proven point: {proven.line()}" if proven else "No point is proven by a drill",
+            f"Known to be written since the newest point and not sent: {unsent}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SideView:
+    """One side of a split brain. ``changed_bytes`` since the common point; None: it cannot be told, ``note`` why."""
+
+    site_id: str
+    site_name: str
+    state: str  # libvirt's word, "undefined" for none
+    epoch: int | None  # under which this site claims it
+    changed_bytes: int | None
+    changed_by_disk: dict[str, int]
+    last_write_at: datetime | None  # of its disk images, on that host's clock
+    note: str = ""
+
+    def line(self) -> str:
+        """One sentence or two."""
+        size = "an unknown number of bytes" if self.changed_bytes is None else f"{self.changed_bytes / 2**20:.1f} MiB"
+        disks = ", ".join(f"{d} {n / 2**20:.1f} MiB" for d, n in sorted(self.changed_by_disk.items()))
+        epoch = f", epoch {self.epoch}" if self.epoch is not None else ""
+        wrote = f" It has written {size} since the common point" + (f" ({disks})" if disks else "")
+        last = f"; last write {self.last_write_at:%Y-%m-%d %H:%M:%S}Z" if self.last_write_at else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.site_name}: {self.state}{epoch}.{wrote}{last}{note}."
+
+
+@dataclass(frozen=True, slots=True)
+class BothSides:
+    """What the resolver of a split brain shows before the choice."""
+
+    protection_id: str
+    vm_name: str
+    common_seq: int | None
+    common_at: datetime | None  # on the target's clock
+    source: SideView
+    target: SideView
+
+    def lines(self) -> tuple[str, ...]:
+        """For people, in one order everywhere."""
+        common = "There is no common point on record."
+        if self.common_seq is not None and self.common_at is not None:
+            common = f"The common point is {self.common_seq}, of {self.common_at:%Y-%m-%d %H:%M:%S}Z."
+        return (common, self.source.line(), self.target.line())
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +379,11 @@ class FailoverPoint:
     proven_at: datetime | None
     verified: bool
     note: str = ""
+
+    def line(self) -> str:
+        """Number, age, consistency."""
+        age = "of unknown age" if self.age_s is None else f"{self.age_s:.0f} s old"
+        return f"{self.seq}, {age}, {self.consistency}" + (f"; {self.note}" if self.note else "")
 
 
 @dataclass(frozen=True, slots=True)

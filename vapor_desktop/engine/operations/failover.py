@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from vapor_desktop.engine import records
+from vapor_desktop.engine.operations.fencing import check_way, fence_source
 from vapor_desktop.engine.operations.steps import OperationType, Result, Step, StepContext, with_networks
+from vapor_desktop.engine.operations.switching_off import vm_state as vm_state
 from vapor_desktop.engine.operations.target_guard import tell_target
 from vapor_desktop.engine.operations.tpm import look_at_tpm, place_tpm
 from vapor_desktop.engine.ports import Clock, Hypervisor
@@ -59,6 +61,7 @@ def _check(ctx: StepContext) -> Result:
     """Would it start there? Asked before the epoch moves: after that the source's next cycle is refused for good."""
     p, target = ctx.protection, ctx.protection.target_site
     api = ctx.api(target)
+    check_way(ctx.operation.args)
     manifest = api.replica(p.vm_uuid).manifest
     # Another console may have mapped its networks anew since ours last heard of it.
     told = records.update(ctx.tools.repository, p.protection_id, records.settings_of(manifest))
@@ -186,6 +189,7 @@ FAILOVER = OperationType(
         # In an emergency a person hears at once that the target is dark too, and may try again.
         Step("check", "Look whether it would start at the target", _check, retry_after_s=(0.5,)),
         Step("take-over", "Take the VM over at the target", _take_over),
+        Step("fence", "Fence its source, if that is asked for and it answers", fence_source),
         Step("start", "Start it", _start, no_return=True),
     ),
     asks=False,
@@ -252,14 +256,6 @@ def _mark_there(hypervisor: Hypervisor, vm_uuid: str) -> Mark | None:
         return None
 
 
-def vm_state(hypervisor: Hypervisor, vm_uuid: str) -> str:
-    """libvirt's word, "undefined" for a VM it does not know."""
-    try:
-        return hypervisor.domain(vm_uuid).state
-    except DomainNotFound:
-        return "undefined"
-
-
 def wanted_point(manifest: Manifest, wanted: object) -> int:
     """``wanted``: a point's number as the operation's arguments hold it; None for the newest."""
     return choose_point(manifest, None if wanted is None else int(str(wanted)))
@@ -274,5 +270,5 @@ def effects(protection: Protection, source: str, target: str, networks: Sequence
         f"{target} becomes its owner (epoch {protection.epoch_number + 1}); replication from {source} stops.",
         f"What was written at {source} after the chosen point is not at {target}.",
         "It is provisional until you commit it; until then you can roll back to another point.",
-        f"If “{protection.vm_name}” still runs at {source}, it will run twice: switch it off there first.",
+        f"If “{protection.vm_name}” still runs at {source}, it will run twice, unless {source} is fenced.",
     )

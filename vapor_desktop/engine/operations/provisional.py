@@ -18,6 +18,7 @@ from vapor_desktop.engine.operations.failover import (
 )
 from vapor_desktop.engine.operations.steps import UNDO, OperationType, Result, Step, StepContext
 from vapor_desktop.engine.operations.switching_off import OFF, switch_off
+from vapor_desktop.engine.operations.target_guard import tell_target
 from vapor_desktop.model.errors import Conflict, StartFailed, VaporError
 from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.operations import OperationKind
@@ -160,6 +161,7 @@ def _start(ctx: StepContext) -> Result:
     run = _run(ctx)
     notes: tuple[str, ...] = ()
     if vm_state(hv, p.vm_uuid) in OFF:
+        tell_target(ctx, run.epoch, f"rolled back: {ctx.operation.reason}")
         notes = define_run(ctx, run, ctx.lease(p.target_site).fence, fresh_genid=True)
         hv.start(p.vm_uuid)
     elif vm_state(hv, p.vm_uuid) == "paused":

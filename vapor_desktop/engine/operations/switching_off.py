@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vapor_desktop.engine.operations.failover import vm_state
 from vapor_desktop.engine.operations.steps import Ask, StepContext
-from vapor_desktop.model.errors import VaporError
+from vapor_desktop.engine.ports import Hypervisor
+from vapor_desktop.model.errors import DomainNotFound, VaporError
 from vapor_desktop.model.operations import Choice
 
 SHUTDOWN_S = 120.0
@@ -16,8 +16,16 @@ WAIT = Choice(key="wait", text="Wait on for it to shut down")
 FORCE = Choice(key="force", text="Switch it off now, as a power cut would")
 
 
-def switch_off(ctx: StepContext, site_id: str, step: str, *ways_out: Choice) -> str:
-    """Until it is off at that site: how that came. The arguments' ``force`` cuts the power without asking the guest.
+def vm_state(hypervisor: Hypervisor, vm_uuid: str) -> str:
+    """libvirt's word, "undefined" for a VM it does not know."""
+    try:
+        return hypervisor.domain(vm_uuid).state
+    except DomainNotFound:
+        return "undefined"
+
+
+def switch_off(ctx: StepContext, site_id: str, step: str, *ways_out: Choice, force: bool | None = None) -> str:
+    """Until it is off at that site: how that came. ``force`` (by default the arguments') does not ask the guest.
 
     ``step``: under whose name the question is answered. Raises Ask when the deadline (``shutdown_s``) is over.
     """
@@ -25,7 +33,8 @@ def switch_off(ctx: StepContext, site_id: str, step: str, *ways_out: Choice) -> 
     if vm_state(hv, vm) in OFF:
         return "it was off"
     answer = ctx.answers.get(step)
-    if answer == FORCE.key or (answer is None and ctx.operation.args.get("force")):
+    at_once = bool(ctx.operation.args.get("force")) if force is None else force
+    if answer == FORCE.key or (answer is None and at_once):
         hv.destroy(vm)
         how = "switched off by the operator"
     else:
