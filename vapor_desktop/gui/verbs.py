@@ -146,7 +146,7 @@ _SPECS = (
     ),
     _Spec("failover", "&Fail over…", "failover", "Start the VMs at the other site", no_failover),
     _Spec("commit", "&Commit…", "check", "Let the failover stand", no_commit, single=True),
-    _Spec("roll-back", "R&oll back…", "back", "Start the VM from another point", no_commit, single=True),
+    _Spec("roll-back", "Ro&ll back…", "back", "Start the VM from another point", no_commit, single=True),
     _Spec("resolve", "Resol&ve…", "eye", "A split brain: choose whose VM goes on", no_resolve, single=True),
     _Spec("reprotect", "Repr&otect…", "reprotect", "Protect it to the site it came from", no_reprotect, single=True),
 )
