@@ -13,6 +13,7 @@ from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
 from vapor_desktop.model.errors import InvalidRequest, NotFound, VaporError
 from vapor_desktop.model.operations import Operation, OperationKind, StepRow, StepState
+from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
 from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.rpo import health
 from vapor_desktop.model.sites import Protection, Site
@@ -157,6 +158,16 @@ REPROTECT = ReprotectPreview(
     "p-db01", "db01", "site-b", "site-a", "bitmap", "bitmap: 1.2 GiB", "a bitmap has noted every write since",
     1 << 30, 1 << 30, False, ("“db01” goes on running at site-b", "site-a does not start it any more"),
 )  # fmt: skip
+
+PLAN_STEPS = (
+    StepRow(name="check", title="Look whether all of it can run"),
+    StepRow(name="tier-1", title="Tier 1: data"),
+    StepRow(name="vm-u-db", title="db01", parent="tier-1"),
+    StepRow(name="pause-2", title="Ask a person before Tier 2"),
+    StepRow(name="tier-2", title="Tier 2"),
+    StepRow(name="vm-u-web", title="web01", parent="tier-2"),
+    StepRow(name="report", title="Look what runs"),
+)
 
 
 def migration(done: int = 1, now: datetime = NOW, **more: Any) -> Operation:
@@ -383,6 +394,29 @@ class FakeBackend:
 
     def cancel_operation(self, operation_id: str) -> None:
         self._take("cancel_operation", operation_id)
+
+    def plans(self) -> Sequence[PlanStatus]:
+        self._take("plans")
+        return self.shot.plans
+
+    def save_plan(self, plan: Plan) -> Plan:
+        self._take("save_plan", plan)
+        return plan
+
+    def delete_plan(self, plan_id: str, version: int) -> None:
+        self._take("delete_plan", plan_id, version)
+
+    def look_at_plan(self, plan_id: str) -> PlanStatus:
+        self._take("look_at_plan", plan_id)
+        return next(s for s in self.shot.plans if s.plan.plan_id == plan_id)
+
+    def plan_steps(self, plan_id: str, mode: PlanMode) -> Sequence[StepRow]:
+        self._take("plan_steps", plan_id, mode)
+        return PLAN_STEPS
+
+    def run_plan(self, plan_id: str, mode: PlanMode, reason: str) -> str:
+        self._take("run_plan", plan_id, mode, reason)
+        return "run-1"
 
     def points(self, protection_id: str) -> Sequence[PointRow]:
         self._take("points", protection_id)

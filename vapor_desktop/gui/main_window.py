@@ -23,6 +23,8 @@ from vapor_desktop.gui.detail_page import DetailPage
 from vapor_desktop.gui.icons import icon
 from vapor_desktop.gui.operations_tab import question_banners
 from vapor_desktop.gui.overview import Overview
+from vapor_desktop.gui.plan_commands import PlanCommands
+from vapor_desktop.gui.plans_page import PlansPage
 from vapor_desktop.gui.protection_columns import Chip, Row
 from vapor_desktop.gui.sites_page import SitesPage
 from vapor_desktop.gui.status_line import StatusLine
@@ -38,8 +40,9 @@ PAGES = (
     ("vms", "&Virtual machines"),
     ("sites", "&Sites"),
     ("activity", "&Activity"),
+    ("plans", "&Plans"),
 )
-VMS, ACTIVITY, DETAIL = 1, 3, len(PAGES)
+VMS, ACTIVITY, PLANS, DETAIL = 1, 3, 4, len(PAGES)
 
 
 class MainWindow(QMainWindow):
@@ -64,6 +67,7 @@ class MainWindow(QMainWindow):
         self.setObjectName("main")
         self.verbs = Verbs(context.theme, self)
         self.commands = Commands(context, self)
+        self.plan_commands = PlanCommands(context, self)
         self._build_pages()
         self._build_frame()
         self._build_menus()
@@ -81,9 +85,10 @@ class MainWindow(QMainWindow):
         self.vms = VmsPage(context, self.verbs, self)
         self.sites = SitesPage(context, self)
         self.activity = ActivityPage(context, self)
+        self.plans = PlansPage(context, self)
         self.detail = DetailPage(context, self.verbs, self)
         self.pages = QStackedWidget(self)
-        for page in (self.overview, self.vms, self.sites, self.activity, self.detail):
+        for page in (self.overview, self.vms, self.sites, self.activity, self.plans, self.detail):
             self.pages.addWidget(page)
 
     def _build_frame(self) -> None:
@@ -202,9 +207,19 @@ class MainWindow(QMainWindow):
         self.sites.pair_asked.connect(self.commands.pair)
         self.sites.remove_asked.connect(self.commands.remove_site)
         self.sites.adopt_asked.connect(self.commands.adopt)
+        self._connect_plans()
         self.detail.left.connect(lambda: self.go(VMS))
         self.panel.cancel_asked.connect(self.commands.cancel)
         self.banners.acted.connect(self._banner_acted)
+
+    def _connect_plans(self) -> None:
+        page, commands = self.plans, self.plan_commands
+        page.new_asked.connect(commands.new)
+        page.edit_asked.connect(commands.edit)
+        page.run_asked.connect(commands.run)
+        page.delete_asked.connect(commands.delete)
+        page.stop_asked.connect(commands.stop)
+        page.answer_asked.connect(self.commands.answer)
 
     # --- showing ------------------------------------------------------------------------------------
     def take(self, snapshot: Snapshot) -> None:
@@ -212,7 +227,8 @@ class MainWindow(QMainWindow):
         self.snapshot = snapshot
         self._own_banners.pop("trouble", None)
         self.commands.take(snapshot)
-        for page in (self.overview, self.vms, self.sites, self.activity, self.detail):
+        self.plan_commands.take(snapshot)
+        for page in (self.overview, self.vms, self.sites, self.activity, self.plans, self.detail):
             page.take(snapshot)
         if self._wanted_operation and self.activity.operations.select(self._wanted_operation):
             self._wanted_operation = ""
@@ -295,6 +311,9 @@ class MainWindow(QMainWindow):
             self.open_vm(banner.subject)
         elif banner.action == "open-operation" and banner.subject:
             self.open_operation(banner.subject)
+        elif banner.action == "open-plan" and banner.subject:
+            self.go(PLANS)
+            self.plans.select(banner.subject)
         elif banner.action == "open-site":
             self.go(2)
         elif banner.action == "pair":
@@ -306,7 +325,7 @@ class MainWindow(QMainWindow):
         snapshot = self.snapshot
         if snapshot is None:
             return
-        counts = {1: len(snapshot.protections), 2: len(snapshot.sites)}
+        counts = {1: len(snapshot.protections), 2: len(snapshot.sites), PLANS: len(snapshot.plans)}
         for n, (_key, text) in enumerate(PAGES):
             plain = text.replace("&", "")
             self.navigation.item(n).setText(f"{plain}  ({counts[n]})" if counts.get(n) else plain)
@@ -326,7 +345,7 @@ class MainWindow(QMainWindow):
     def _recolour(self) -> None:
         colours = self.context.theme.colours
         for n, (key, _text) in enumerate(PAGES):
-            name = {"vms": "vm", "sites": "site"}.get(key, key)
+            name = {"vms": "vm", "sites": "site", "plans": "plan"}.get(key, key)
             self.navigation.item(n).setIcon(icon(name, colours.text))
         self.navigation.setStyleSheet(
             f"QListWidget {{ background: {colours.alternate}; border-right: 1px solid {colours.line}; }}"
