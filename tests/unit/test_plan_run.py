@@ -374,10 +374,11 @@ def test_a_check_that_does_not_pass_is_asked_about_and_can_be_taken_as_it_is(rig
 
 
 def test_running_it_again_begins_nothing(rig: Rig) -> None:
-    rig.run(shop())
+    tiers = (Tier(vms=(vm("db"), vm("stock"))), Tier(vms=(vm("web"),), pause="Is the DNS moved?"))
+    rig.answer(rig.run(shop(tiers=tiers)).operation_id, "go")
     before = rig.world.log()
-    again = rig.settle(rig.begin(shop()))
-    assert again.question is None, "what belongs to the target already is no reason against running it again"
+    again = rig.settle(rig.begin(shop(tiers=tiers)))
+    assert again.question is None, "neither what belongs to the target already nor a pause before what is up"
     assert again.state is OperationState.DONE
     assert rig.world.log() == before
     assert len(rig.children()) == 3

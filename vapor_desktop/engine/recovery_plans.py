@@ -7,9 +7,8 @@ plan is a copy too (its tombstone).
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 import structlog
 
@@ -42,7 +41,6 @@ class RecoveryPlans:
         self._clock = clock
         self._identity = identity
         self._answers = answers
-        self._lock = threading.Lock()
 
     # --- what is asked of them ---------------------------------------------------------------------------
     def get(self, plan_id: str) -> Plan:
@@ -53,9 +51,11 @@ class RecoveryPlans:
         raise NotFound("There is no such recovery plan", fix="`vaporctl plan list` shows them")
 
     def current(self, plan_id: str) -> Plan:
-        """The newest copy, after asking the sites that answer. Raises NotFound."""
-        with self._lock:
-            self._exchange()
+        """The newest copy, after asking its targets alone: a source that is lost is never waited for.
+
+        Raises NotFound.
+        """
+        self._exchange(self._targets(self.get(plan_id)))
         return self.get(plan_id)
 
     def save(self, plan: Plan) -> Plan:
@@ -63,24 +63,23 @@ class RecoveryPlans:
 
         Raises EditOutdated, SiteUnreachable when not one target answered, InvalidRequest without a protected VM.
         """
-        with self._lock:
-            self._exchange()
-            copies = newest(self._repository.plan_copies())
-            known = copies.get(plan.plan_id)
-            base = known.version if known is not None else 0
-            if base != plan.version:
-                raise EditOutdated(
-                    f"The recovery plan “{plan.name}” was changed since it was read",
-                    why=f"version {base} is the newest, the edit was made on {plan.version}",
-                    fix="Look at it again, then repeat the change",
-                )
-            for other in copies.values():
-                if other.name == plan.name and other.plan_id != plan.plan_id and not other.deleted:
-                    raise InvalidRequest(f"Another recovery plan is called “{plan.name}”", fix="Choose another name")
-            stamp = {"version": base + 1, "changed_at": self._clock.now(), "changed_by": self._identity.name}
-            saved = plan.model_copy(update={"plan_id": plan.plan_id or str(uuid.uuid4()), **stamp})
-            self._write_to_targets(saved, known)
-            self._repository.save_plan(saved)
+        self._exchange(self._targets(plan))
+        copies = newest(self._repository.plan_copies())
+        known = copies.get(plan.plan_id)
+        base = known.version if known is not None else 0
+        if base != plan.version:
+            raise EditOutdated(
+                f"The recovery plan “{plan.name}” was changed since it was read",
+                why=f"version {base} is the newest, the edit was made on {plan.version}",
+                fix="Look at it again, then repeat the change",
+            )
+        for other in copies.values():
+            if other.name == plan.name and other.plan_id != plan.plan_id and not other.deleted:
+                raise InvalidRequest(f"Another recovery plan is called “{plan.name}”", fix="Choose another name")
+        stamp = {"version": base + 1, "changed_at": self._clock.now(), "changed_by": self._identity.name}
+        saved = plan.model_copy(update={"plan_id": plan.plan_id or str(uuid.uuid4()), **stamp})
+        self._write_to_targets(saved, known)
+        self._repository.save_plan(saved)
         text = "deleted" if saved.deleted else f"saved (version {saved.version})"
         records.note(self._repository, self._clock.now(), "plan", f"Recovery plan “{saved.name}” {text}")
         return saved
@@ -91,8 +90,7 @@ class RecoveryPlans:
 
     def watch(self) -> None:
         """Exchange copies with the sites, then look at each plan. Blocks; call it now and then."""
-        with self._lock:
-            self._exchange()
+        self._exchange()
         look = PlanLook(self._repository, self._gateway)
         for before in self._repository.plan_statuses():
             self._judge(before, look)
@@ -105,10 +103,10 @@ class RecoveryPlans:
         return self._judge(before, PlanLook(self._repository, self._gateway))
 
     # --- copies ------------------------------------------------------------------------------------------
-    def _exchange(self) -> None:
+    def _exchange(self, only: Set[str] | None = None) -> None:
         """Follow what is newer at a site; bring what is older there up to date."""
         for site in self._repository.sites():
-            if not self._answers(site.site_id):
+            if not self._answers(site.site_id) or (only is not None and site.site_id not in only):
                 continue
             try:
                 self._exchange_with(site)

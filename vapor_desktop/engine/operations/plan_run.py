@@ -60,9 +60,7 @@ def steps_of(args: Mapping[str, Any]) -> tuple[Step, ...]:
     for n, tier in enumerate(plan.tiers, 1):
         title = tier_title(plan, n)
         if tier.pause:
-            steps.append(
-                Step(f"pause-{n}", f"Ask a person before {title}", partial(_pause, f"pause-{n}", tier.pause))
-            )
+            steps.append(Step(f"pause-{n}", f"Ask a person before {title}", partial(_pause, n)))
         steps.append(Step(f"tier-{n}", title, partial(_tier, n)))
         steps += [Step(step_of(vm), vm.name, partial(_settle, n, vm), parent=f"tier-{n}") for vm in tier.vms]
         if tier.delay_s and n < len(plan.tiers):
@@ -123,11 +121,23 @@ def _holder(ctx: StepContext, api: SiteApi, p: Protection) -> str:
     return f"{lease.holder_name} ({lease.purpose})"
 
 
-def _pause(name: str, text: str, ctx: StepContext) -> Result:
-    """A person answers, however long it takes."""
-    if ctx.answers.get(name) != GO.key:
-        raise Ask(text, GO, STOP)
-    return {}
+def _pause(number: int, ctx: StepContext) -> Result:
+    """A person answers, however long it takes; not asked before a tier that is up already (the plan is run again)."""
+    plan, mode = plan_of(ctx.operation.args)
+    tier = plan.tiers[number - 1]
+    if ctx.answers.get(f"pause-{number}") == GO.key:
+        return {}
+    if mode is not PlanMode.DRILL and all(_up_already(BringUp(ctx, plan, mode, vm)) for vm in tier.vms):
+        ctx.note("Not asked: all of the tier runs at its target already")
+        return {}
+    raise Ask(tier.pause, GO, STOP)
+
+
+def _up_already(one: BringUp) -> bool:
+    try:
+        return one.runs_there(one.protection())
+    except VaporError:  # what cannot be seen is no reason to leave a question out
+        return False
 
 
 def _tier(number: int, ctx: StepContext) -> Result:
