@@ -54,6 +54,7 @@ class World:
         self.folder = folder
         self.leases: dict[str, Lease] = {}
         self.closed_ports: set[str] = set()
+        self.copies: list[str] = []
 
     def note(self, line: str) -> None:
         with (self.folder / "log").open("a") as log:
@@ -103,7 +104,7 @@ class World:
         return "<capabilities/>"
 
     def domains(self) -> list[Any]:
-        return []
+        return [SimpleNamespace(name=name, vm_uuid=f"copy of {name}", state="running") for name in self.copies]
 
     def storage(self) -> list[Any]:
         return []
@@ -256,6 +257,12 @@ class Rig:
         found = self.repository.operation(operation_id)
         assert found is not None
         return found
+
+    def commands(self) -> list[str]:
+        verbs = []
+        while (command := self.repository.take_command("test")) is not None:
+            verbs.append(command.verb)
+        return verbs
 
     def children(self) -> list[Operation]:
         return [o for o in self.repository.operations() if o.kind is OperationKind.FAILOVER]
@@ -427,6 +434,38 @@ def test_what_cannot_be_run_is_refused(rig: Rig) -> None:
         rig.begin(shop(), PlanMode.DRILL)
     with pytest.raises(InvalidRequest, match="reason"):
         rig.runner.begin_plan(shop(), PlanMode.FAILOVER, " ", "anna")
+
+
+def test_as_a_drill_each_vm_is_asked_for_the_plans_checks_and_a_failed_one_is_told(rig: Rig) -> None:
+    asked: dict[str, dict[str, Any]] = {}
+
+    def drill(ctx: StepContext) -> dict[str, Any]:
+        name = ctx.protection.vm_name
+        asked[name] = ctx.operation.args
+        state = "failed" if name == "web" else "ok"
+        rig.world.copies.append(f"{name}-drill")
+        checks = [{"title": "port 80", "state": state, "text": "refused" if state != "ok" else ""}]
+        return {"domain": f"{name}-drill", "checks": checks}
+
+    steps = (Step("drill", "Start a copy", drill),)
+    kind = OperationType(OperationKind.DRILL, steps, False, lambda _c, _e: None)
+    rig.runner._types = {**rig.runner._types, OperationKind.DRILL: kind}
+    checks = (WaitFor(kind=CheckKind.TCP, port=80, timeout_s=30), WaitFor(kind=CheckKind.AGENT, timeout_s=40))
+    tiers = (Tier(vms=(vm("db", checks=checks),)), Tier(vms=(vm("web", networks={"lan": "dr"}),)))
+    run = rig.answer(rig.begin(shop(tiers=tiers), PlanMode.DRILL), "go")
+    assert run.question is not None
+    assert "not all of its checks passed: port 80: refused" in run.question.text
+    done = rig.answer(run.operation_id, "accept")
+    assert done.state is OperationState.DONE
+    assert asked == {
+        "db": {"wanted": {"agent": True, "tcp_ports": [80], "boot_s": 40.0}},
+        "web": {"wanted": {"agent": False, "tcp_ports": []}},
+    }
+    assert [(line.vm, line.state, line.now) for line in report_of(done)] == [
+        ("db", "up", "running"),
+        ("web", "unchecked", "running"),
+    ]
+    assert not [c for c in rig.commands() if c == "cancel"], "replication goes on"
 
 
 def test_a_vm_that_is_not_protected_is_told(rig: Rig) -> None:

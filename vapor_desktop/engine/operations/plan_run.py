@@ -92,7 +92,8 @@ def _nobody_else(ctx: StepContext, plan: Plan, mode: PlanMode) -> None:
         for other in ctx.tools.repository.operations(open_only=True):
             if other.vm_uuid == vm.vm_uuid and other.parent_id != ctx.operation.operation_id:
                 _held(f"A {other.kind} of “{vm.name}” is open, asked by {other.asked_by}: {other.reason}")
-        _free(ctx, p, p.target_site)
+        if mode is not PlanMode.DRILL:  # a drill goes on beside a cycle, and takes no lease
+            _free(ctx, p, p.target_site)
         if mode is PlanMode.MIGRATION:
             _free(ctx, p, p.source_site)
 
@@ -196,19 +197,22 @@ def _report(ctx: StepContext) -> Result:
     for vm in plan.vms():
         outcome = dict(ctx.done[step_of(vm)][step_of(vm)])
         outcome.pop("error", None)
-        lines.append({**outcome, **_seen_now(ctx, BringUp(ctx, plan, mode, vm))})
+        lines.append({**outcome, **_seen_now(ctx, BringUp(ctx, plan, mode, vm), outcome)})
     seconds = (ctx.tools.clock.now() - ctx.operation.started_at).total_seconds()
     up = sum(1 for line in lines if line["state"] == "up")
     ctx.note(f"{up} of {len(lines)} up after {seconds:.1f} s")
     return {"report": lines, "seconds": round(seconds, 2), "up": up}
 
 
-def _seen_now(ctx: StepContext, one: BringUp) -> Result:
+def _seen_now(ctx: StepContext, one: BringUp, outcome: Result) -> Result:
     """What cannot be seen is said so, and is no reason to fail a run that is over."""
     try:
         p = one.protection()
-        target = ctx.site(p.target_site)
-        return {"target": target.name, "now": vm_state(ctx.hypervisor(p.target_site), p.vm_uuid)}
+        target, hv = ctx.site(p.target_site), ctx.hypervisor(p.target_site)
+        if one.mode is not PlanMode.DRILL:
+            return {"target": target.name, "now": vm_state(hv, p.vm_uuid)}
+        copies = [d.state for d in hv.domains() if d.name == outcome.get("domain")]
+        return {"target": target.name, "now": copies[0] if copies else "undefined"}
     except VaporError as error:
         return {"now": f"not known: {error}"}
 

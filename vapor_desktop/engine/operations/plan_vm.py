@@ -79,16 +79,15 @@ class BringUp:
     # --- its own operation ------------------------------------------------------------------------------
     def _up(self, out: Result, began: datetime) -> datetime:
         p = self.protection()
-        child = None
         if self.mode is not PlanMode.DRILL and self.runs_there(p):
             out["how"] = f"ran at its target already (epoch {self._epoch(p)})"
         else:
             child = self._child(p)
             began = child.started_at
             out |= {"how": f"{self.mode.kind.value} done", "operation_id": child.operation_id}
-        if self.mode is PlanMode.DRILL:
-            out |= {"state": "up", "recovered": True}
-            return began
+            if self.mode is PlanMode.DRILL:
+                _drilled(out, child)
+                return began
         self._see_it_run(p)
         out["recovered"] = True
         if self.vm.addresses:
@@ -141,19 +140,21 @@ class BringUp:
     def _begin(self, p: Protection, operation_id: str) -> Operation:
         ctx = self.ctx
         self._cancelled()
-        if self.mode is not PlanMode.DRILL:
-            # A running cycle lets go of its lease at its next chunk; what it has sent is kept.
-            ctx.tools.repository.ask("cancel", {"protection_id": p.protection_id}, ctx.tools.identity.name, RUNNING_S)
-        args: dict[str, Any] = {"networks": self.vm.networks}
-        if self.mode is PlanMode.MIGRATION:
-            args["shutdown_s"] = self.plan.shutdown_s
-        if self.mode is PlanMode.DRILL:
-            ports = [c.port for c in self.vm.checks if c.kind is CheckKind.TCP and c.port is not None]
-            agent = any(c.kind is CheckKind.AGENT for c in self.vm.checks)
-            args["wanted"] = {"agent": agent, "tcp_ports": ports}
         if ctx.children is None:
             raise Unexpected("A plan run cannot begin operations here")
-        return ctx.children.begin_child(ctx.operation, operation_id, self.mode.kind, p.protection_id, args)
+        if self.mode is not PlanMode.DRILL:
+            # A running cycle lets go of its lease at its next chunk; what it has sent is kept.
+            asked: dict[str, object] = {"protection_id": p.protection_id}
+            ctx.tools.repository.ask("cancel", asked, ctx.tools.identity.name, RUNNING_S)
+        kind = self.mode.kind
+        return ctx.children.begin_child(ctx.operation, operation_id, kind, p.protection_id, self._args())
+
+    def _args(self) -> dict[str, Any]:
+        """Of its own operation. A drill's networks are its bubble's, and the site runs its checks."""
+        if self.mode is PlanMode.DRILL:
+            return {"wanted": wanted_of(self.vm)}
+        args: dict[str, Any] = {"networks": self.vm.networks}
+        return {**args, "shutdown_s": self.plan.shutdown_s} if self.mode is PlanMode.MIGRATION else args
 
     def _ended(self, child: Operation) -> Operation:
         """Until it ended; its questions are its own, and asked at its own place."""
@@ -237,6 +238,30 @@ class BringUp:
 
     def _tell(self, **changes: Any) -> None:
         self.ctx.tell(step_of(self.vm), changes)
+
+
+def wanted_of(vm: PlanVm) -> dict[str, Any]:
+    """The plan's checks as a drill runs them (``model.drills.Wanted``): in the bubble, under the VM's own address."""
+    wanted: dict[str, Any] = {
+        "agent": any(c.kind is CheckKind.AGENT for c in vm.checks),
+        "tcp_ports": sorted({c.port for c in vm.checks if c.port is not None}),
+    }
+    if vm.checks:
+        wanted["boot_s"] = max(c.timeout_s for c in vm.checks) or LOOK_S
+    return wanted
+
+
+def _drilled(out: Result, child: Operation) -> None:
+    """What the site found of the copy. Raises GuestMissing for checks that did not pass."""
+    found = child.result.get("checks", ())
+    out |= {"recovered": True, "domain": child.result.get("domain", ""), "usable_s": child.result.get("usable_s")}
+    out["checks"] = [{"check": c["title"]} for c in found if c["state"] == "ok"]
+    bad = [f"{c['title']}: {c.get('text') or c['state']}" for c in found if c["state"] != "ok"]
+    if bad:
+        raise GuestMissing(
+            f"The copy of “{child.vm_name}” runs, but not all of its checks passed", why="; ".join(bad)
+        )
+    out["state"] = "up"
 
 
 def _now_at(child: Operation) -> str:
