@@ -175,7 +175,7 @@ def asked(*, done: bool = False) -> FoldRequest:
 def fold(bench: Bench, uses: Callable[[Path], None]) -> Path:
     """As the engine does it, with qemu-img in the place of QEMU."""
     [(top, foot)] = bench.store.fold(VM, asked()).disks.values()
-    if top != foot:
+    if Path(foot) not in bench.store._in_use():  # QEMU runs on it already when the fold was cut later
         subprocess.run(["qemu-img", "commit", "-q", "-f", "qcow2", "-b", foot, "-d", top], check=True)
     uses(Path(foot))
     bench.store.fold(VM, asked(done=True))
@@ -236,8 +236,8 @@ def test_a_cut_fold_is_done_again(tmp_path: Path) -> None:
         bench, overlay, uses = running(tmp_path / str(number))
         content = read_image(overlay)
         cut_at(cut, lambda b=bench, u=uses: fold(b, u))  # type: ignore[misc]
-        if not overlay.exists():
-            uses(bench.root / VM / next(iter(bench.manifest.runs["2"].values())))
+        if bench.manifest.folded:
+            uses(bench.root / VM / bench.manifest.runs["2"]["vda"])
         assert read_image(fold(bench, uses)) == content
         assert len(bench.files()) == 1
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vapor_desktop.engine.offline import OfflineImages
 from vapor_desktop.engine.plan import checkpoint_name
-from vapor_desktop.engine.ports import Hypervisor, ImageInfo, SiteGateway
+from vapor_desktop.engine.ports import Hypervisor, ImageInfo, Mover, SiteGateway
 from vapor_desktop.model.domains import DomainView
 from vapor_desktop.model.errors import Conflict, DomainNotFound, HypervisorFailed, NotFound, VaporError
 from vapor_desktop.model.manifest import Manifest, PointEntry
@@ -42,9 +43,11 @@ class WayHome:
 
 def must_be_over(p: Protection) -> None:
     """Raises Conflict unless the VM was migrated, or failed over and committed."""
-    if p.phase is Phase.PROVISIONAL:
+    if p.phase is Phase.PROVISIONAL or p.commit_ask_at is not None:
         raise _provisional(p)
-    if p.phase not in {Phase.FAILED_OVER, Phase.REPROTECTING}:
+    if p.phase is Phase.SPLIT_BRAIN:
+        raise Conflict(f"“{p.vm_name}” is in two places, and both wrote", fix="Resolve the split brain first")
+    if p.phase not in {Phase.FAILED_OVER, Phase.SPLIT_BRAIN_RISK, Phase.REPROTECTING}:
         raise Conflict(
             f"“{p.vm_name}” is {p.phase.value}: there is nothing to reprotect",
             fix="Reprotecting follows a migration or a failover",
@@ -79,7 +82,7 @@ def look(gateway: SiteGateway, p: Protection, here: Site, there: Site) -> WayHom
     except DomainNotFound:
         old = None
     originals, states = _originals(gateway, here, there, old, point)
-    facts = _facts(hypervisor, p, running, view, point, states, checkpoint)
+    facts = _facts(hypervisor, gateway.mover(here, there), p, running, view, point, states, checkpoint)
     return WayHome(manifest, point, running, old, checkpoint, originals, facts)
 
 
@@ -117,6 +120,7 @@ def _image(gateway: SiteGateway, here: Site, there: Site, path: str) -> ImageInf
 
 def _facts(
     hypervisor: Hypervisor,
+    mover: Mover,
     p: Protection,
     running: DomainView,
     view: ReplicaView,
@@ -126,7 +130,9 @@ def _facts(
 ) -> tuple[DiskFacts, ...]:
     valid, dirty = False, None
     disks = sorted(point.files)
-    if checkpoint is not None and running.live_id is not None:
+    if checkpoint is not None and running.live_id is None:
+        valid = OfflineImages(mover, running).bitmap_valid(checkpoint, disks)
+    elif checkpoint is not None:
         try:
             valid = hypervisor.checkpoint_valid(p.vm_uuid, checkpoint, disks)
             dirty = hypervisor.bitmaps_dirty(p.vm_uuid, checkpoint) if valid else None

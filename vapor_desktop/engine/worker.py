@@ -13,6 +13,7 @@ import structlog
 from vapor_desktop.engine import disks, records
 from vapor_desktop.engine.agent_arrival import AgentArrivals
 from vapor_desktop.engine.cycle import Cycle, CycleContext, Hooks, Outcome
+from vapor_desktop.engine.flattening import Flattener
 from vapor_desktop.engine.guarding import GuardArmer
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.plan import CyclePlan
@@ -76,6 +77,7 @@ class ProtectionWorker:
         self._identity = identity
         self.guards = GuardArmer(repository, gateway, sites, clock, identity.engine_id, identity.name)
         self._agents = AgentArrivals(clock)
+        self.flattener = Flattener(repository, gateway, clock, identity.engine_id, identity.name)
         self._jitter = random.Random()  # noqa: S311  (spreads retries; no secret)
         self._lock = threading.Lock()
         self._progress: dict[str, Progress] = {}
@@ -112,6 +114,7 @@ class ProtectionWorker:
                 self._cancelled.discard(protection_id)
         self._succeeded(protection, outcome, self._clock.monotonic() - began)
         self.guards.after_cycle(protection, outcome.manifest)
+        self.flattener.after_cycle(protection, outcome.manifest.epoch.number)
         self._trim(protection, outcome.manifest, outcome.extra_files)
         return outcome
 

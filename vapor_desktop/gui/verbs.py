@@ -81,10 +81,13 @@ def no_reprotect(row: Row) -> str:
     """Why it cannot be protected the other way."""
     if row.status is None:
         return _protected(row)
-    phase = row.status.protection.phase
-    if phase is Phase.PROVISIONAL:
+    protection = row.status.protection
+    if protection.phase is Phase.PROVISIONAL or protection.commit_ask_at is not None:
         return f"the failover of {row.name} is provisional: commit it, or roll it back, first"
-    return "" if phase is Phase.FAILED_OVER else f"{row.name} has not gone over to {row.status.target_name}"
+    if protection.phase is Phase.SPLIT_BRAIN:
+        return f"{row.name} is in two places: resolve that first"
+    over = protection.phase in {Phase.FAILED_OVER, Phase.SPLIT_BRAIN_RISK}
+    return "" if over else f"{row.name} has not gone over to {row.status.target_name}"
 
 
 def no_commit(row: Row) -> str:

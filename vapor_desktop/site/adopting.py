@@ -8,7 +8,7 @@ from typing import Protocol
 from vapor_desktop.model.domains import DomainView
 from vapor_desktop.model.errors import Conflict, DomainNotFound, NotFound
 from vapor_desktop.model.manifest import Manifest
-from vapor_desktop.model.wire import AdoptDisk, Adopted, AdoptRequest
+from vapor_desktop.model.wire import AdoptDisk, Adopted, AdoptRequest, FoldPlan, FoldRequest
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.replica import ReplicaStore
 from vapor_desktop.site.replica.adoption import PIN, Original
@@ -43,6 +43,14 @@ class Adopting:
         if not found:
             raise NotFound(f"No disk of “{request.vm_name}” is left at this site", fix="It has to be copied whole")
         return self._told(request, self._store.adopt(vm, request, found))
+
+    def fold(self, vm: str, request: FoldRequest) -> FoldPlan:
+        """``ReplicaStore.fold``; an overlay that libvirt let go of may be root's now, and must be looked at."""
+        if request.done:
+            for top, foot in self._store.folding(vm).values():
+                if top != foot and top.exists():
+                    self._helper.image_adopt(str(top))
+        return self._store.fold(vm, request)
 
     def _told(self, request: AdoptRequest, manifest: Manifest) -> Adopted:
         base = next((p for p in manifest.points if PIN in p.pins), None)

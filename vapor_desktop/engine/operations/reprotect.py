@@ -8,6 +8,7 @@ wrote after the failover is a point of its own there, and stays until it is let 
 from __future__ import annotations
 
 from vapor_desktop.engine import records, wayhome
+from vapor_desktop.engine.flattening import make_flat
 from vapor_desktop.engine.operations.failover import vm_state
 from vapor_desktop.engine.operations.steps import UNDO, Ask, EngineStopping, OperationType, Result, Step, StepContext
 from vapor_desktop.engine.wayhome import WayHome
@@ -17,7 +18,7 @@ from vapor_desktop.model.operations import Choice, OperationKind
 from vapor_desktop.model.reprotect import size_text
 from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.states import Phase, Severity
-from vapor_desktop.model.wire import AdoptRequest, FoldRequest, GuardRequest, GuardState
+from vapor_desktop.model.wire import AdoptRequest, GuardRequest, GuardState
 
 SHUTDOWN_S = 120.0
 
@@ -207,19 +208,13 @@ def _flat(ctx: StepContext) -> Result:
         ctx.note("It is off: it stays on its overlay, and its disks are flattened when it goes home")
         return {"flat": False}
     epoch = api.replica(p.vm_uuid).manifest.epoch
-    request = FoldRequest(fence=ctx.lease(here).fence, epoch=epoch)
     try:
-        plan = api.fold(p.vm_uuid, request)
+        done = make_flat(api, hv, p.vm_uuid, epoch, lambda: ctx.lease(here).fence, ctx.stopping.is_set)
     except PointPinned as error:
         ctx.note(f"It stays on its overlay: {error}")
         return {"flat": False}
-    try:
-        for disk, (top, foot) in plan.disks.items():
-            if top != foot:
-                hv.write_down(p.vm_uuid, disk, foot, ctx.stopping.is_set)
     except TransferCancelled as error:
         raise EngineStopping from error
-    done = api.fold(p.vm_uuid, request.model_copy(update={"fence": ctx.lease(here).fence, "done": True}))
     _validate(ctx, ctx.api(p.target_site).replica(p.vm_uuid).manifest)
     return {"flat": True, "disks": {disk: foot for disk, (_top, foot) in done.disks.items()}}
 

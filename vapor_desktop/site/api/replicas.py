@@ -229,7 +229,7 @@ def adopt(vm: str, body: AdoptRequest, caller: Operator, site: Site) -> Adopted:
 def fold(vm: str, body: FoldRequest, caller: Operator, site: Site) -> FoldPlan:
     """Before and after the overlay of a VM that runs here is written down: the old direction's points go."""
     site.audit("fold", vm_uuid=_vm(vm), done=body.done, token_id=caller.token_id, console=caller.console_name)
-    return site.store.fold(_vm(vm), body)
+    return site.adopting.fold(_vm(vm), body)
 
 
 def _vm(text: str) -> str:

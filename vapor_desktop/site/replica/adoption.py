@@ -85,13 +85,15 @@ def before(layout: Layout, manifest: Manifest, request: AdoptRequest, site_id: s
     return None
 
 
-def flatten(layout: Layout, image: Path, refs: References) -> Path:
+def flatten(layout: Layout, manifest: Manifest, image: Path, refs: References) -> Path:
     """The one file that an image of ours consists of: what hangs above its foot is written down into it.
 
     Nobody may have it open. Repeatable: what was read through ``image`` reads the same at every instant.
     """
-    chain = chain_down(layout, image, None)
-    foot = chain[-1]
+    originals = {Path(base.path) for base in manifest.adopted.values()}
+    whole = chain_down(layout, image, None)
+    chain = [file for file in whole if file in originals or file.is_relative_to(layout.top)]
+    foot = chain[-1]  # what an original itself stands on is its owner's
     if foot != image:
         if images.in_use_by_qemu(image):
             raise Conflict(f"{image} is in use", fix="Switch the VM off at this site first")

@@ -9,25 +9,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vapor_desktop.model.errors import Conflict, EpochMoved, PointPinned
+from vapor_desktop.model.errors import Conflict, EpochMoved, ManifestInvalid, PointPinned
 from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.policy import Value
 from vapor_desktop.model.wire import FoldPlan, FoldRequest
 from vapor_desktop.site.replica import images, index, steps
 from vapor_desktop.site.replica import record as records
 from vapor_desktop.site.replica.adoption import chain_down
-from vapor_desktop.site.replica.files import remove, remove_flat, sync_dir
+from vapor_desktop.site.replica.files import remove, remove_flat, sync_dir, write_durable
 from vapor_desktop.site.replica.incoming import discard
 from vapor_desktop.site.replica.index import POINT
 from vapor_desktop.site.replica.layout import IMAGE_NAME, Layout, numbered
 from vapor_desktop.site.replica.references import References
+
+
+class FoldJournal(Value):
+    """``fold.json``: disk -> (the overlay that the VM runs on, the file that its content goes down into)."""
+
+    pairs: dict[str, tuple[str, str]]
+
 
 _OURS = ("run:", "base:")
 
 
 def begin(layout: Layout, manifest: Manifest, request: FoldRequest, site_id: str, refs: References) -> FoldPlan:
     """Under both locks, the lease checked. Repeatable. Raises EpochMoved, PointPinned, Conflict; no change then."""
-    pairs = _pairs(layout, manifest, request, site_id)
-    if manifest.folded or all(top == foot for top, foot in pairs.values()):
+    _check_owner(manifest, request, site_id)
+    pairs = in_flight(layout) or _pairs(layout, manifest, request, site_id)
+    if layout.fold_journal.exists() or manifest.folded or all(top == foot for top, foot in pairs.values()):
         return _plan(pairs, manifest)
     for point in manifest.points:
         others = [pin for pin in point.pins if not pin.startswith(_OURS)]
@@ -45,18 +54,22 @@ def begin(layout: Layout, manifest: Manifest, request: FoldRequest, site_id: str
                 raise PointPinned(f"{child} hangs on {image}", file=str(child))
     for seq, _, record in records.unfinished(layout):
         discard(layout, seq, record)
+    journal = FoldJournal(pairs={disk: (str(top), str(foot)) for disk, (top, foot) in pairs.items()})
     points = tuple(p.model_copy(update={"dead": True}) for p in manifest.points)
     manifest = index.save(layout, manifest, manifest.model_copy(update={"points": points}))
     steps.reached("fold-dead")
     for point in points:  # a rebuild of a lost manifest must not find them either
         remove(layout.point(point.seq) / POINT)
     sync_dir(layout.points)
+    write_durable(layout.fold_journal, journal.model_dump_json().encode())
+    steps.reached("fold-journalled")
     return _plan(pairs, manifest)
 
 
 def finish(layout: Layout, manifest: Manifest, request: FoldRequest, site_id: str, refs: References) -> FoldPlan:
     """Under both locks, the lease checked: the VM uses the lower files. Repeatable. Raises Conflict, EpochMoved."""
-    pairs = _pairs(layout, manifest, request, site_id)
+    _check_owner(manifest, request, site_id)
+    pairs = in_flight(layout) or _pairs(layout, manifest, request, site_id)
     number = str(request.epoch.number)
     for top, foot in pairs.values():
         if not refs.used_by_domain(foot):
@@ -82,13 +95,30 @@ def finish(layout: Layout, manifest: Manifest, request: FoldRequest, site_id: st
     for table in layout.digests.iterdir():
         remove(table)
     sync_dir(layout.disks)
+    remove(layout.fold_journal)
+    sync_dir(layout.top)
     return _plan(pairs, manifest)
+
+
+def in_flight(layout: Layout) -> dict[str, tuple[Path, Path]]:
+    """What ``begin`` decided and ``finish`` has not finished; once QEMU is through, a head tells nothing any more."""
+    try:
+        journal = FoldJournal.model_validate_json(layout.fold_journal.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ManifestInvalid(f"The fold journal of VM {layout.vm} is damaged", why=str(error)) from error
+    return {disk: (Path(top), Path(foot)) for disk, (top, foot) in journal.pairs.items()}
+
+
+def _check_owner(manifest: Manifest, request: FoldRequest, site_id: str) -> None:
+    if manifest.epoch != request.epoch or manifest.epoch.owner != site_id:
+        raise EpochMoved(f"VM {manifest.vm_name} is in epoch {manifest.epoch.number} of {manifest.epoch.owner}")
 
 
 def _pairs(layout: Layout, manifest: Manifest, request: FoldRequest, site_id: str) -> dict[str, tuple[Path, Path]]:
     """Disk -> (what it runs on, the foot of that chain)."""
-    if manifest.epoch != request.epoch or manifest.epoch.owner != site_id:
-        raise EpochMoved(f"VM {manifest.vm_name} is in epoch {manifest.epoch.number} of {manifest.epoch.owner}")
+    _check_owner(manifest, request, site_id)
     run = manifest.runs.get(str(request.epoch.number))
     if run is None:
         raise Conflict(f"VM {manifest.vm_name} does not run on this replica")

@@ -91,6 +91,11 @@ class Layout:
         return self.top / "merge.json"
 
     @property
+    def fold_journal(self) -> Path:
+        """Which files a fold in flight is about."""
+        return self.top / "fold.json"
+
+    @property
     def seeds(self) -> Path:
         """Copies of images that were here before the first point."""
         return self.top / "seeds.json"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vapor_desktop.model.errors import NotAllowed
 from vapor_desktop.site.replica import qcow2
 
 FileId = tuple[int, int]
@@ -55,13 +56,16 @@ def file_id(path: Path) -> FileId | None:
     return found.st_dev, found.st_ino
 
 
-def scan(roots: Sequence[Path], in_use: Iterable[Path] = ()) -> References:
-    """Read every head below the roots."""
+def scan(roots: Sequence[Path], in_use: Iterable[Path] = (), *, strict: bool = True) -> References:
+    """Read every head below the roots.
+
+    ``strict``: raises NotAllowed for one that cannot be read: it may hang on anything. Else it hangs on nothing.
+    """
     used = frozenset(i for i in map(file_id, in_use) if i is not None)
-    return References(tuple(_backings(roots)), used)
+    return References(tuple(_backings(roots, strict)), used)
 
 
-def _backings(roots: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+def _backings(roots: Sequence[Path], strict: bool) -> Iterator[tuple[Path, Path]]:
     for root in roots:
         for folder, _, names in os.walk(root, followlinks=False):
             for name in names:
@@ -71,6 +75,12 @@ def _backings(roots: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
                 try:
                     header = qcow2.read_header(path)
                 except FileNotFoundError:  # deleted while we walked
+                    continue
+                except PermissionError as error:  # libvirt gave it to root when it let go of it
+                    if strict:
+                        raise NotAllowed(
+                            f"{path} cannot be looked at; nothing is merged or deleted meanwhile"
+                        ) from error
                     continue
                 if header is not None and header.backing is not None:
                     below = qcow2.backing_path(path, header.backing)

@@ -16,7 +16,7 @@ from vapor_desktop.site.replica.references import References
 
 MARKER = "deleting"
 _TOP = re.compile(
-    r"manifest\.json|protection\.json|seeds\.json|merge\.json|merge-.*\.head|\.lock|\.merge|\.stop-merge|deleting|damaged-\w+\.json|\..*\.new"
+    r"manifest\.json|protection\.json|seeds\.json|fold\.json|merge\.json|merge-.*\.head|\.lock|\.merge|\.stop-merge|deleting|damaged-\w+\.json|\..*\.new"
 )
 _POINT = re.compile(
     "|".join(

@@ -141,7 +141,7 @@ class ReplicaStore:
     def files_in_chain(self, vm: str) -> int:
         """Files of the replica's deepest chain: points, incoming, drill and run overlays counted."""
         layout = self._layout(vm)
-        refs = references.scan([layout.top])
+        refs = references.scan([layout.top], strict=False)
         tops = [child for child, _ in refs.backings]
         alone = 1 if layout.disks.is_dir() and any(layout.disks.iterdir()) else 0
         return max([alone, *(refs.depth(top) for top in tops)])
@@ -604,7 +604,7 @@ class ReplicaStore:
         """An image of a replica that is not run: the one file it consists of afterwards."""
         with self._both(vm) as layout:
             self._check_lease(layout.vm, fence)
-            return adoption.flatten(layout, image, self._scan())
+            return adoption.flatten(layout, self._load(layout), image, self._scan())
 
     def inside(self, vm: str, image: Path) -> bool:
         """Does the image lie in the VM's replica?"""
@@ -629,6 +629,10 @@ class ReplicaStore:
                 manifest = None
             done = adoption.before(layout, manifest, request, self._site_id) if manifest else None
             return done or adoption.adopt(layout, manifest, request, self._site_id, found)
+
+    def folding(self, vm: str) -> dict[str, tuple[Path, Path]]:
+        """Of a fold in flight: disk -> (overlay, file below)."""
+        return fold.in_flight(self._layout(vm))
 
     def fold(self, vm: str, request: FoldRequest) -> FoldPlan:
         """Before and after the VM's overlay is written down. Raises StaleLease, EpochMoved, PointPinned, Conflict."""
