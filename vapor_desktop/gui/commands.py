@@ -195,10 +195,15 @@ class Commands(QObject):
         text = "What it has done is taken back, step by step, the last step first. The VM goes back to where it was."
         if operation.state is OperationState.INTERRUPTED:
             text = "Another version of the program began it: it is closed as failed, and nothing is taken back."
+        if operation.kind is OperationKind.PLAN:
+            title = f"Stop the run of {operation.vm_name}"
+            text = "No further VM is begun; nothing is taken back. Run the plan again to finish it."
         box = QMessageBox(QMessageBox.Icon.Question, title, f"<b>{escape(title)}?</b><br>{text}", parent=self._window)
         box.setDefaultButton(box.addButton("&Let it go on", QMessageBox.ButtonRole.RejectRole))
         undo = partial(backend.cancel_operation, operation.operation_id)
-        go = box.addButton("&Undo it", QMessageBox.ButtonRole.AcceptRole)
+        go = box.addButton(
+            "&Stop it" if operation.kind is OperationKind.PLAN else "&Undo it", QMessageBox.ButtonRole.AcceptRole
+        )
         go.clicked.connect(lambda: self._context.errands.run(title, undo, subject=operation.protection_id))
         self._open(box)
 
