@@ -98,7 +98,7 @@ def test_a_point_that_is_not_what_it_was_is_said(bench: Bench) -> None:
 
 def test_without_a_point_there_is_nothing_to_type(bench: Bench) -> None:
     text = runbook.write(facts(bench, point=None))
-    assert "nothing can be brought up" in text
+    assert "nothing to bring up here" in text
     assert not any(commands(text, part) for part in runbook.PARTS)
 
 
@@ -172,7 +172,7 @@ def test_the_service_writes_it_after_every_change_and_shows_it(site: SiteServer)
     def says(*wanted: str) -> bool:
         return path.exists() and all(word in path.read_text() for word in wanted)
 
-    wait_for(lambda: says("nothing can be brought up"), "a runbook of a replica without points")
+    wait_for(lambda: says("nothing to bring up here"), "a runbook of a replica without points")
     bench.cycle()
     wait_for(lambda: says("Recovery point 1:", "Settings version 1."), "the first point")
     bench.cycle()

@@ -17,6 +17,7 @@ from vapor_desktop.model.manifest import Manifest, PointEntry
 BRING_UP, LOOK, UNDO = "BRING IT UP", "LOOK", "UNDO"
 PARTS = ("IS IT REALLY OFF?", BRING_UP, LOOK, UNDO, "AFTERWARDS")
 _COMMAND = "    "
+_BEFORE = "defined-before.xml"  # what the host called by that UUID, if anything
 
 
 def by_hand(epoch: int, seq: int) -> str:
@@ -51,7 +52,9 @@ def write(facts: Facts) -> str:
     """The runbook."""
     lines, point = [*_head(facts)], facts.point
     if point is None:
-        lines += ["", "There is no complete recovery point: nothing can be brought up here yet."]
+        ours = facts.manifest.epoch.owner == facts.manifest.target_site
+        why = "It is this site's own, on its own disks" if ours else "There is no complete recovery point"
+        lines += ["", f"{why}: there is nothing to bring up here."]
         return "\n".join(lines) + "\n"
     bring_up, undo, afterwards = _bring_up(facts, point), _undo(facts, point), _afterwards(facts, point)
     parts = (_really_off(facts), bring_up, _look(facts), undo, afterwards)
@@ -158,7 +161,10 @@ def _bring_up(f: Facts, point: PointEntry) -> list[str]:
             f"This host's start guard would refuse it ({f.refused}), so it is told that the VM is this host's:",
             _words("vapor-site", "guard", "override", vm, "--reason", "brought up by hand"),
         ]
+    before = shlex.quote(f"{home}/{_BEFORE}")
+    dump = shlex.join(["virsh", "-c", f.libvirt_uri, "dumpxml", "--inactive", "--security-info", vm])
     lines += [
+        f"{_COMMAND}{dump} >{before} 2>/dev/null || rm {before}",
         _command(f, "define", "--validate", f.xml_path),
         _command(f, "autostart", "--disable", vm),
         _command(f, "start", vm),
@@ -199,11 +205,13 @@ def _undo(f: Facts, point: PointEntry) -> list[str]:
         return [f"Not by hand: what {f.manifest.vm_name} wrote here since is only here. Use the console."]
     state = shlex.join(["virsh", "-c", f.libvirt_uri, "domstate", vm])
     off = shlex.join(["virsh", "-c", f.libvirt_uri, "destroy", vm])
-    kept = f"{_home(f, point)}-undone-"
+    kept, before = f"{_home(f, point)}-undone-", shlex.quote(f"{_home(f, point)}/{_BEFORE}")
+    redefine = shlex.join(["virsh", "-c", f.libvirt_uri, "define", f"{_home(f, point)}/{_BEFORE}"])
     return [
         "What it wrote here since is kept aside, and not looked at any more.",
         f"{_COMMAND}{state} | grep -qx 'shut off' || {off}",
         _command(f, "undefine", vm, "--keep-nvram", *(["--keep-tpm"] if f.tpm_root else [])),
+        f"{_COMMAND}test ! -e {before} || {redefine}",
         f'{_COMMAND}mv {shlex.quote(_home(f, point))} {shlex.quote(kept)}"$(date -u +%Y%m%dT%H%M%SZ)"',
         "Delete that directory once nobody wants what is in it: until then the points below it are kept.",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vapor_desktop.model.errors import Conflict, EpochMoved, InvalidRequest, NotFound
@@ -91,7 +92,7 @@ def _made_by_hand(layout: Layout, epoch: int, entry: PointEntry, refs: Reference
                 fix="Fail over to that very point, which takes over what was done, or undo it as its runbook says",
             )
         for target, name in entry.files.items():
-            if layout.disks / name not in refs.backings_of(wanted / f"{target}.qcow2"):
+            if Path(os.path.normpath(layout.disks / name)) not in refs.backings_of(wanted / f"{target}.qcow2"):
                 raise Conflict(f"{wanted / target}.qcow2 does not stand on recovery point {entry.seq}")
         return wanted
     return None
