@@ -24,6 +24,7 @@ from vapor_desktop.model.view import (
     DiskStatus,
     DisksView,
     DiskVerdictView,
+    DrillStatus,
     FailoverPoint,
     FailoverPreview,
     KeptRunView,
@@ -207,6 +208,7 @@ class FakeBackend:
         self.chain_limit = 32
         self.disk_view = DisksView((disk_status("vda"), disk_status("vdb", **RAW)))
         self.seeding: list[SeedState] = []
+        self.drill_records: list[DrillStatus] = []
 
     def _take(self, verb: str, *args: Any) -> None:
         self.threads.add(threading.current_thread().name)
@@ -380,6 +382,14 @@ class FakeBackend:
     ) -> str:
         self._take("begin_operation", kind, protection_id, dict(args), reason)
         return "op-1"
+
+    def drills(self) -> Sequence[DrillStatus]:
+        self._take("drills")
+        return self.drill_records
+
+    def drill_screen(self, protection_id: str) -> bytes:
+        self._take("drill_screen", protection_id)
+        raise NotFound("There is no picture")
 
     def operations(self, *, open_only: bool = False, limit: int = 200) -> Sequence[Operation]:
         self._take("operations")

@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QDialog, QMessageBox, QWidget
 
 from vapor_desktop.gui import after_failover
 from vapor_desktop.gui.context import Context
+from vapor_desktop.gui.drill_sheet import DrillSheet, StopDrillSheet
 from vapor_desktop.gui.edit_dialog import EditDialog
 from vapor_desktop.gui.error_box import show_error
 from vapor_desktop.gui.failover_sheet import FailoverSheet
@@ -83,6 +84,10 @@ class Commands(QObject):
             self.migrate(rows[0])
         elif verb == "reprotect" and rows:
             self.reprotect(rows[0])
+        elif verb == "drill" and rows:
+            self.drill(rows[0])
+        elif verb == "stop-drill" and rows:
+            self.stop_drill(rows[0])
         elif verb == "edit" and rows:
             self._open(EditDialog(self._context, rows[0].key, rows[0].name, self._window))
         elif verb == "seed" and rows:
@@ -175,6 +180,35 @@ class Commands(QObject):
 
         def run() -> None:
             begin = partial(backend.begin_operation, OperationKind.REPROTECT, row.key, {}, sheet.why)
+            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
+
+        sheet.accepted.connect(run)
+        self._open(sheet)
+
+    def drill(self, row: Row) -> None:
+        """The drill sheet, then the operation."""
+        if row.status is None:
+            return
+        sheet = DrillSheet(self._context, row.key, row.name, row.status.target_name, self._window)
+        backend, title = self._context.backend, f"Begin a drill of {row.name} at {row.status.target_name}"
+
+        def run() -> None:
+            begin = partial(backend.begin_operation, OperationKind.DRILL, row.key, sheet.args, sheet.why)
+            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
+
+        sheet.accepted.connect(run)
+        self._open(sheet)
+
+    def stop_drill(self, row: Row) -> None:
+        """What it has shown, a verdict, then the operation."""
+        if row.status is None:
+            return
+        sheet = StopDrillSheet(self._context, row.key, row.status.protection.vm_uuid, row.name, self._window)
+        backend, title = self._context.backend, f"Stop the drill of {row.name}"
+
+        def run() -> None:
+            reason = "a forced clean-up" if sheet.forced else "the drill was stopped"
+            begin = partial(backend.begin_operation, OperationKind.STOP_DRILL, row.key, sheet.args, reason)
             self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
 
         sheet.accepted.connect(run)

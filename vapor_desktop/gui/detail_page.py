@@ -32,10 +32,14 @@ from vapor_desktop.gui.rpo_tab import RpoTab
 from vapor_desktop.gui.runbook_tab import RunbookTab
 from vapor_desktop.gui.settings_tab import SettingsTab
 from vapor_desktop.gui.verbs import Verbs
-from vapor_desktop.model.states import Phase, RpoHealth, Severity
+from vapor_desktop.model.states import DrillState, Phase, RpoHealth, Severity
 from vapor_desktop.model.view import ProtectionStatus, Snapshot
 
 REREAD_S = 10
+_DRILL = {
+    DrillState.RUNNING: "A drill of it is running; Stop drill… judges and removes it.",
+    DrillState.CLEANUP_NEEDED: "A drill of it could not be removed whole: Stop drill… says what is left.",
+}
 
 
 def headline(row: ProtectionStatus) -> str:
@@ -121,7 +125,7 @@ class DetailPage(QWidget):
             button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
             top.addWidget(button)
         top.addSpacing(30)
-        for key in ("migrate", "failover", "reprotect"):
+        for key in ("drill", "stop-drill", "migrate", "failover", "reprotect"):
             over = QToolButton(self)
             over.setDefaultAction(self._verbs[key])
             over.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
@@ -247,6 +251,7 @@ class DetailPage(QWidget):
         if status.protection.last_error:
             lines.append(f"Last error: {status.protection.last_error}")
         lines += [words.capital(text) for text in status.protection.warnings]
+        lines += [_DRILL[status.protection.drill]] if status.protection.drill in _DRILL else []
         self.sentence.setText("\n".join(lines))
         self.settings.show_status(status)
         self.rpo.show_protection(status, row.now)

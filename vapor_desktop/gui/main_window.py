@@ -158,6 +158,8 @@ class MainWindow(QMainWindow):
         recovery = bar.addMenu("&Recovery")
         keys = ("migrate", "failover", "commit", "roll-back", "resolve", "reprotect")
         recovery.addActions([self.verbs[key] for key in keys])
+        recovery.addSeparator()
+        recovery.addActions([self.verbs["drill"], self.verbs["stop-drill"]])
         self._build_tool_bar()
 
     def _build_tool_bar(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vapor_desktop.gui import words
 from vapor_desktop.gui.icons import SEVERITY_WORDS
-from vapor_desktop.model.states import Phase, RpoHealth, Severity
+from vapor_desktop.model.states import DrillState, Phase, RpoHealth, Severity
 from vapor_desktop.model.view import ProtectionStatus, VmStatus
 
 Key = tuple[Any, ...]
@@ -97,7 +97,8 @@ class Chip(StrEnum):
 def _status(row: Row) -> str:
     if row.status is None:
         return "not protected"
-    return row.status.status_text
+    drill = row.status.protection.drill
+    return row.status.status_text + ("" if drill is DrillState.NONE else f" · drill {drill.value}")
 
 
 def _rpo(row: Row) -> str:

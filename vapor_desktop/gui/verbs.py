@@ -11,7 +11,7 @@ from PySide6.QtGui import QAction, QKeySequence
 from vapor_desktop.gui.icons import icon
 from vapor_desktop.gui.protection_columns import Row
 from vapor_desktop.gui.theme import Theme
-from vapor_desktop.model.states import Phase
+from vapor_desktop.model.states import DrillState, Phase
 
 Reason = Callable[[Row], str]
 _GONE_OVER = {
@@ -109,6 +109,22 @@ def no_resolve(row: Row) -> str:
     return "" if split else f"{row.name} is at one site only"
 
 
+def no_drill(row: Row) -> str:
+    """Why no drill can begin."""
+    if row.status is None:
+        return _protected(row)
+    if row.status.protection.drill is not DrillState.NONE:
+        return f"a drill of {row.name} is there already ({row.status.protection.drill.value})"
+    return "" if row.status.point_count else f"{row.name} has no recovery point yet"
+
+
+def no_stop_drill(row: Row) -> str:
+    """Why there is no drill to stop."""
+    if row.status is None:
+        return _protected(row)
+    return f"there is no drill of {row.name}" if row.status.protection.drill is DrillState.NONE else ""
+
+
 def no_seed(row: Row) -> str:
     """Why its first copy cannot be seeded. (Which disks can, the dialog tells.)"""
     if row.status is None:
@@ -152,6 +168,22 @@ _SPECS = (
     _Spec("roll-back", "Ro&ll back…", "back", "Start the VM from another point", no_commit, single=True),
     _Spec("resolve", "Resol&ve…", "eye", "A split brain: choose whose VM goes on", no_resolve, single=True),
     _Spec("reprotect", "Repr&otect…", "reprotect", "Protect it to the site it came from", no_reprotect, single=True),
+    _Spec(
+        "drill",
+        "&Drill…",
+        "drill",
+        "Rehearse at the other site, in a closed network",
+        no_drill,
+        single=True,
+    ),
+    _Spec(
+        "stop-drill",
+        "S&top drill…",
+        "drill-stop",
+        "Judge it, and remove all of it",
+        no_stop_drill,
+        single=True,
+    ),
 )
 
 

@@ -116,6 +116,7 @@ class VmsPage(QWidget):
         menu.addAction("&Copy").triggered.connect(self.table.copy)
         menu.addSeparator()
         menu.addActions([self._verbs["migrate"], self._verbs["failover"], self._verbs["reprotect"]])
+        menu.addActions([self._verbs["drill"], self._verbs["stop-drill"]])
         return menu
 
     def tell_verbs(self) -> None:
