@@ -201,6 +201,26 @@ def test_when_the_old_primary_wins_the_run_at_the_target_is_kept(stage: Stage) -
     wait_until(lambda: stored(stage, key).epoch_number == wanted, "our own record of it", timeout_s=10)
 
 
+def test_a_source_that_answers_is_fenced_before_the_target_starts(stage: Stage) -> None:
+    a, key = stage.lab.sites["a"], stage.row(NAME).key
+    preview = stage.backend.failover_preview(key)
+    assert preview.may_fence
+    assert preview.source_state == "running"
+    assert any("the VM is running there" in line for line in preview.tried)
+    assert preview.unsent_bytes is not None
+    stage.backend.failover(key, None, "the roof of site a", "force off")
+    done = next(o for o in stage.backend.operations() if o.kind is OperationKind.FAILOVER)
+    assert done.result["source_state"] == "shutoff"
+    off, started = done.step("fence").ended_at, done.step("start").started_at
+    assert off is not None
+    assert started is not None
+    assert off <= started
+    assert (state(stage, "a"), state(stage, "b")) == ("shut off", "running")
+    refused = a.exec(["virsh", "-c", "qemu:///system", "start", NAME], check=False)
+    assert refused.returncode != 0
+    assert phase(stage) in {Phase.PROVISIONAL, Phase.SPLIT_BRAIN_RISK}
+
+
 def reachable(stage: Stage, site_id: str) -> bool:
     return any(s.reachable is True for s in stage.backend.snapshot().sites if s.site.site_id == site_id)
 

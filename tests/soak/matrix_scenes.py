@@ -18,6 +18,7 @@ from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.errors import from_wire
 from vapor_desktop.model.operations import OperationKind, OperationState
 from vapor_desktop.model.plans import Plan, PlanMode, PlanVm, Tier
+from vapor_desktop.model.states import Phase
 
 NAME = "cell"
 REASON = "the soak matrix"
@@ -105,6 +106,21 @@ def committed(stage: Stage) -> None:
     do(stage, OperationKind.COMMIT)
 
 
+def split_brain(stage: Stage) -> None:
+    """A person on the old primary's host ignored every warning: it runs twice."""
+    failed_over(stage)
+    a = stage.lab.sites["a"]
+    a.exec(["vapor-site", "guard", "override", NAME, "--reason", REASON])
+    a.virsh("start", NAME)
+    split = Phase.SPLIT_BRAIN
+    wait_until(lambda: stage.row(NAME).protection.phase is split, "the split brain", timeout_s=20)
+
+
+def the_target(_stage: Stage) -> dict[str, Any]:
+    """Of a resolver."""
+    return {"winner": "target", "force": True}
+
+
 def quick_drill(_stage: Stage) -> dict[str, Any]:
     """A copy that boots; it has no agent to wait for."""
     return {"wanted": {"boot_s": 60, "agent": False}}
@@ -155,6 +171,7 @@ _ALL = (
     Scene(OperationKind.MIGRATION, booted=True),
     Scene(OperationKind.COMMIT, failed_over),
     Scene(OperationKind.ROLLBACK, failed_over_with_a_choice, to_an_older_point),
+    Scene(OperationKind.RESOLVE, split_brain, the_target, twice=True),
     Scene(OperationKind.REPROTECT, committed),
     Scene(OperationKind.DRILL, args=quick_drill, after=stop_drill),
     Scene(OperationKind.STOP_DRILL, drilling, passed),

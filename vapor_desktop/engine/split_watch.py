@@ -29,6 +29,8 @@ _SOURCE_SIDE = frozenset(
     {Phase.PROTECTED, Phase.SYNCING, Phase.COMPARING, Phase.PAUSED, Phase.ERROR, Phase.SOURCE_UNREACHABLE}
 )
 CODE = "SPLIT-BRAIN"
+# A host that is back hears within seconds whose the VM is; until then it is not yet worth an alarm.
+PASSING_S = 20.0
 
 
 class SplitWatch:
@@ -39,6 +41,7 @@ class SplitWatch:
         self._gateway = gateway
         self._sites = sites
         self._clock = clock
+        self._passing: dict[str, float] = {}  # protection id -> since when
 
     def round(self) -> bool:
         """Look at every VM that could be in two places. True when something changed."""
@@ -67,6 +70,10 @@ class SplitWatch:
             return False
         epoch = Epoch(number=p.epoch_number, owner=p.epoch_owner)
         finding = judge(sides[0], sides[1], epoch, committed=p.commit_ask_at is None)
+        if not finding.passing:
+            self._passing.pop(p.protection_id, None)
+        elif self._clock.monotonic() - self._passing.setdefault(p.protection_id, self._clock.monotonic()) < PASSING_S:
+            return False
         return self._apply(p, finding)
 
     def side(self, site_id: str, vm_uuid: str) -> Side | None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from vapor_desktop.model.policy import Value
 
 # The shape of the steps below. An operation begun under another number is not continued by this program.
-SCHEMA = 1
+SCHEMA = 2
 # Longer than this without a sign of life, and a person decides whether it goes on (DESIGN §7).
 INTERRUPTED_AFTER = timedelta(minutes=10)
 

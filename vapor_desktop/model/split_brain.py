@@ -33,10 +33,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``why``: one sentence for people."""
+    """``why``: one sentence for people. ``passing``: about to mend itself, so worth a word only if it stays."""
 
     verdict: Verdict
     why: str
+    passing: bool = False
 
 
 def judge(source: Side, target: Side, epoch: Epoch, *, committed: bool) -> Finding:
@@ -65,7 +66,8 @@ def judge(source: Side, target: Side, epoch: Epoch, *, committed: bool) -> Findi
             f"{source.name} claims it under epoch {claim.epoch.number} ({claim.reason}): it may start there any time",
         )
     if not source.fenced:
-        return Finding(Verdict.RISK, f"It is off at {source.name}, and nothing keeps it from being started there")
+        why = f"It is off at {source.name}, and nothing keeps it from being started there"
+        return Finding(Verdict.RISK, why, passing=committed)
     if committed:
         return Finding(Verdict.CLEAR, f"It is off at {source.name} and kept from starting there")
     return Finding(
