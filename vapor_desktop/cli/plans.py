@@ -14,7 +14,7 @@ from vapor_desktop.cli import program
 from vapor_desktop.cli.operations import finish, follow
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.engine.console import EngineBackend
-from vapor_desktop.model.errors import Conflict, InvalidRequest, NotFound
+from vapor_desktop.model.errors import GuestMissing, InvalidRequest, NotFound
 from vapor_desktop.model.operations import Operation, OperationKind, OperationState
 from vapor_desktop.model.plan_report import ReportLine, report_of
 from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus, read_plan
@@ -146,7 +146,7 @@ def ready(out: Output, name: str) -> None:
     with program.reading() as backend:
         found = backend.look_at_plan(find_plan(backend, name).plan.plan_id)
     if not found.ready:
-        raise Conflict(
+        raise GuestMissing(
             f"The recovery plan “{found.plan.name}” is not ready",
             why="; ".join(p.words for p in found.problems),
             fix=" ".join(dict.fromkeys(p.fix for p in found.problems if p.fix)),

@@ -111,7 +111,7 @@ class RecoveryPlans:
             try:
                 self._exchange_with(site)
             except VaporError as error:  # it gets its copies when it answers again
-                log.info("plans were not exchanged", site=site.name, error=str(error))
+                log.debug("plans were not exchanged", site=site.name, error=str(error))
 
     def _exchange_with(self, site: Site) -> None:
         api = self._gateway.api(site)
