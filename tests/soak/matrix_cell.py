@@ -20,9 +20,10 @@ from matrix_scenes import NAME, OP_S, REASON, SCENES, Scene, answer, begin, key_
 
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.lab import Lab
-from vapor_desktop.lab.processes import wait_until
+from vapor_desktop.lab.processes import LabFailed, wait_until
 from vapor_desktop.lab.stage import Stage
-from vapor_desktop.model.operations import Operation, OperationKind, OperationState
+from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.operations import Operation, OperationKind, OperationState, StepState
 
 HERE = Path(__file__).parent
 TRIES = 6
@@ -179,6 +180,15 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
     return found
 
 
+def state_of_steps(stage: Stage) -> list[str]:
+    """What the last operation's journal says, for a cell that failed."""
+    if stage.program is None:
+        return []
+    last = next(iter(stage.backend.operations(limit=1)), None)
+    rows = [r for r in last.steps if r.state is not StepState.PENDING] if last else []
+    return [f"{r.name}: {r.state.value} {r.note}" for r in rows]
+
+
 def run(lab: Lab, home: Path, kind: OperationKind, step: str, fault: str) -> dict[str, Any]:
     """The cell's outcome."""
     scene, words, wrong = SCENES[kind], list[str](), list[str]()
@@ -197,6 +207,9 @@ def run(lab: Lab, home: Path, kind: OperationKind, step: str, fault: str) -> dic
             wrong.append(f"it came to {operation.state}: {operation.error}")
         state = end_state(stage, operation)
         scene.after(stage)
+    except (AssertionError, LabFailed, VaporError) as error:
+        wrong += [f"{type(error).__name__}: {error}", *state_of_steps(stage)]
+        state = {}
     finally:
         stage.close()
         shutil.rmtree(cell)
