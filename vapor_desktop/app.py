@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import platformdirs
 
 from vapor_desktop.engine.console import EngineBackend
-from vapor_desktop.engine.ports import Repository
+from vapor_desktop.engine.ports import Repository, Secrets
 from vapor_desktop.engine.runtime import Engine, new_identity
-from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.errors import InvalidRequest, VaporError
 
 APP_NAME = "vapor-desktop"
 
@@ -45,13 +46,47 @@ class Program:
 
 
 def database_url() -> str:
-    """``$VAPOR_DATABASE_URL``, else SQLite below the user's data directory (XDG)."""
+    """``$VAPOR_DATABASE_URL``, the systemd credential ``database-url``, or SQLite in the user's data directory (XDG).
+
+    Raises InvalidRequest for a password in the environment, where every process of the user can read it.
+    """
     url = os.environ.get("VAPOR_DATABASE_URL")
     if url:
+        if urlsplit(url).password is not None:
+            raise InvalidRequest(
+                "The database's URL has a password in it",
+                why="the environment and the argument list can be read by others",
+                fix="Put the password into ~/.pgpass, or the whole URL into the credential database-url",
+            )
+        return url
+    if _is_system_unit() or os.environ.get("VAPOR_CREDENTIALS"):
+        url = _secrets().get("database-url")
+        if url is None:
+            raise InvalidRequest(
+                "An engine with systemd credentials needs a PostgreSQL database",
+                why="neither VAPOR_DATABASE_URL nor the credential database-url names one",
+                fix="Seal it as packaging/README.md shows",
+            )
         return url
     folder = Path(platformdirs.user_data_dir(APP_NAME))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return f"sqlite:///{folder / 'vapor.db'}"
+
+
+def _is_system_unit() -> bool:
+    """Did systemd give credentials? Then there is no keyring, and no user's own data directory."""
+    return bool(os.environ.get("CREDENTIALS_DIRECTORY"))
+
+
+def _secrets() -> Secrets:
+    """systemd's credentials; the folder in which they lie sealed, while they are being made; or the keyring."""
+    from vapor_desktop.store.sealed import SealedSecrets
+    from vapor_desktop.store.secrets import FileSecrets, KeyringSecrets
+
+    if _is_system_unit():
+        return FileSecrets()
+    folder = os.environ.get("VAPOR_CREDENTIALS")
+    return SealedSecrets(Path(folder)) if folder else KeyringSecrets()
 
 
 def build(kind: str, *, demo: bool = False) -> Program:
@@ -59,22 +94,27 @@ def build(kind: str, *, demo: bool = False) -> Program:
     from vapor_desktop.hypervisor.connection import LibvirtHypervisor
     from vapor_desktop.store.durable import DbosOperations
     from vapor_desktop.store.repository import SqlRepository
-    from vapor_desktop.store.secrets import FileSecrets, KeyringSecrets
     from vapor_desktop.transport.gateway import Gateway
     from vapor_desktop.transport.pairing import SitePairing
 
     clock = SystemClock()
-    repository = SqlRepository(database_url())
-    secrets = FileSecrets() if os.environ.get("CREDENTIALS_DIRECTORY") else KeyringSecrets()
+    url = database_url()
+    repository = SqlRepository(url)
+    secrets = _secrets()
     gateway = Gateway(repository, secrets, LibvirtHypervisor)
     identity = new_identity(kind, clock)
-    engine = Engine(repository, gateway, clock, identity, DbosOperations(database_url()))
+    engine = Engine(repository, gateway, clock, identity, DbosOperations(url))
     pairing = SitePairing(secrets, _console_id(repository), identity.name)
     return Program(engine, EngineBackend(engine, pairing, demo=demo))
 
 
-def _console_id(repository: Repository) -> str:
-    """This console's UUID, made on first use: what sites know it by."""
+def _console_id(repository: Repository) -> str | None:
+    """This console's UUID, made on first use: what sites know it by.
+
+    None where several consoles and engines share the database: each has a key, and by it a name, of its own.
+    """
+    if repository.shared():
+        return None
     known = repository.setting("console-id")
     if known is None:
         known = str(uuid.uuid4())
@@ -101,6 +141,8 @@ def engine_main() -> int:
     _log_to_stderr()
     try:
         program = build("service")
+        if _is_system_unit() and not program.engine.repository.shared():
+            raise InvalidRequest("A system engine needs PostgreSQL", fix="See packaging/README.md")
     except VaporError as error:
         print(f"vapor-engine: {error}", file=sys.stderr)
         return 1

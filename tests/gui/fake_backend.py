@@ -25,9 +25,11 @@ from vapor_desktop.model.view import (
     DisksView,
     DiskVerdictView,
     DrillStatus,
+    EngineView,
     FailoverPoint,
     FailoverPreview,
     KeptRunView,
+    LeaseHolder,
     ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
@@ -209,6 +211,7 @@ class FakeBackend:
         self.disk_view = DisksView((disk_status("vda"), disk_status("vdb", **RAW)))
         self.seeding: list[SeedState] = []
         self.drill_records: list[DrillStatus] = []
+        self.holders: tuple[LeaseHolder, ...] = ()
 
     def _take(self, verb: str, *args: Any) -> None:
         self.threads.add(threading.current_thread().name)
@@ -449,6 +452,16 @@ class FakeBackend:
                         "TRANSFER-INTERRUPTED" if n == 2 else None, "The link broke off" if n == 2 else None)
             for n in range(10)
         ]  # fmt: skip
+
+    def engines(self) -> Sequence[EngineView]:
+        return self.shot.engines
+
+    def leases(self, protection_id: str) -> Sequence[LeaseHolder]:
+        return self.holders
+
+    def take_over_lease(self, protection_id: str, site_id: str, reason: str) -> str:
+        self._take("take_over_lease", protection_id, site_id, reason)
+        return "bert@elsewhere (cycle)"
 
     def events(self, protection_id: str | None = None, limit: int = 200) -> Sequence[Event]:
         self._take("events", protection_id)

@@ -8,19 +8,41 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dbos import DBOS
 
 from vapor_desktop.app import SystemClock
+from vapor_desktop.engine.operations import guarded
 from vapor_desktop.engine.operations.registry import TYPES
 from vapor_desktop.engine.operations.runner import OperationRunner
-from vapor_desktop.engine.operations.steps import RETRY, UNDO, Ask, OperationType, Step, StepContext, Tools
+from vapor_desktop.engine.operations.steps import (
+    RETRY,
+    TAKE_OVER,
+    UNDO,
+    Ask,
+    EngineStopping,
+    OperationType,
+    Step,
+    StepContext,
+    Tools,
+)
 from vapor_desktop.engine.ports import Journal
 from vapor_desktop.engine.worker import EngineIdentity
-from vapor_desktop.model.errors import Conflict, InvalidRequest, NotReplicable, SiteUnreachable, VaporError
+from vapor_desktop.model.errors import (
+    Conflict,
+    DatabaseTrouble,
+    InvalidRequest,
+    LeaseHeld,
+    NotReplicable,
+    SiteUnreachable,
+    VaporError,
+)
 from vapor_desktop.model.operations import SCHEMA, Choice, Operation, OperationKind, OperationState, StepState
 from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.sites import Protection
@@ -296,6 +318,62 @@ def test_every_type_has_distinct_steps_and_knows_its_end() -> None:
         assert len(names) == len(set(names)) > 0
 
 
+def test_a_held_lease_may_be_taken_over_by_an_answer(
+    runner: OperationRunner, toy: Toy, durable: MemoryDurable
+) -> None:
+    held = LeaseHeld("bert holds this VM's lease at this site", why="drill since noon", holder="x/drill")
+    toy.trouble["two"] = [held] * 5
+    taken: list[bool] = []
+    act = toy.act("two")
+
+    def watched(context: StepContext) -> dict[str, Any]:
+        taken.append(context.take_over)
+        return act(context)
+
+    kind = toy.type()
+    steps = tuple(replace(s, act=watched, retry_after_s=(0.01,) * 4) if s.name == "two" else s for s in kind.steps)
+    runner._types = {OperationKind.MIGRATION: replace(kind, steps=steps)}
+    durable.journal.answers = {"two/0": TAKE_OVER.key}
+    done = begin(runner)
+    assert done.state is OperationState.DONE
+    assert taken == [False] * 5 + [True]
+
+
+def test_a_database_that_is_away_for_a_moment_fails_no_step(
+    runner: OperationRunner,
+    toy: Toy,
+    durable: MemoryDurable,
+    repository: SqlRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guarded, "AGAIN_S", 0.01)
+    toy.trouble["two"] = [DatabaseTrouble("The database refused")] * 3
+    done = begin(runner)
+    assert done.state is OperationState.DONE
+    assert {name for name in durable.journal.recorded if name.startswith("two")} == {"two/0"}
+
+
+def test_what_another_engine_adopted_goes_on_there_and_nothing_is_recorded_here(
+    runner: OperationRunner, toy: Toy, durable: MemoryDurable, repository: SqlRepository
+) -> None:
+    kind = toy.type()
+
+    def lost(context: StepContext) -> dict[str, Any]:
+        other = {"engine_id": "e2"}
+        now = runner._operation(context.operation.operation_id)
+        repository.save_operation(now.model_copy(update=other), expect_version=now.version)
+        return {}
+
+    steps = tuple(replace(s, act=lost) if s.name == "two" else s for s in kind.steps)
+    runner._types = {OperationKind.MIGRATION: replace(kind, steps=steps)}
+    with pytest.raises(EngineStopping):
+        begin(runner)
+    [operation] = repository.operations()
+    assert not operation.ended
+    assert toy.lines() == ["one"]  # it began nothing more
+    assert "three/0" not in durable.journal.recorded
+
+
 # --- DBOS: the process is killed ----------------------------------------------------------------------------
 def child(folder: Path, engine_id: str, cut: str) -> None:
     """Begin or adopt; ``cut``: "step:moment" at which this process kills itself, or ""."""
@@ -334,6 +412,49 @@ def child(folder: Path, engine_id: str, cut: str) -> None:
             threading.Event().wait(0.02)
     print(found.state.value, flush=True)
     made.close()
+
+
+def broken(folder: Path) -> None:
+    """DBOS records an error of its own for the workflow, and the operation stays open."""
+    from vapor_desktop.store.durable import DbosOperations
+
+    repository = open_repository(folder / "v.db")
+    toy = Toy(folder / "lines")
+    durable = DbosOperations(f"sqlite:///{folder}/v.db")
+    made = OperationRunner(tools(repository, "e1"), durable, {OperationKind.MIGRATION: toy.type()})
+    drive = made._drive
+
+    def body(operation_id: str, journal: Journal) -> None:
+        def step(name: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+            return journal.step(name, act if name != "three/0" else fail)
+
+        def fail() -> dict[str, Any]:
+            raise ZeroDivisionError("the journal's own trouble")
+
+        drive(operation_id, SimpleNamespace(step=step))
+
+    durable.launch("e1", body)
+    operation_id = made.begin(OperationKind.MIGRATION, "p1", {}, "because", "me").operation_id
+    for _ in range(500):
+        status = DBOS.get_workflow_status(operation_id)
+        if status is not None and status.status == "ERROR":
+            print("broken", flush=True)
+            os._exit(0)
+        threading.Event().wait(0.02)
+    os._exit(3)
+
+
+def test_an_operation_that_only_dbos_thinks_failed_goes_on_from_that_step(tmp_path: Path) -> None:
+    left = run_child(tmp_path, "broken", "")
+    assert left.stdout.split() == ["broken"], left.stderr
+    assert Toy(tmp_path / "lines").lines() == ["one", "two"]
+    cut = run_child(tmp_path, "e2", "three:acted")  # and the one that goes on is killed in its turn
+    assert cut.returncode == 9, cut.stderr
+    done = run_child(tmp_path, "e3", "")
+    assert done.stdout.split()[-1] == "done", done.stderr
+    assert Toy(tmp_path / "lines").lines() == ["one", "two", "three", "four"]
+    ran = [line.split() for line in (tmp_path / "ran").read_text().splitlines()]
+    assert [s for e, s, m in ran if m == "begin"] == ["three", "three", "four"]
 
 
 def run_child(folder: Path, engine_id: str, cut: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -378,4 +499,6 @@ def test_an_undo_asked_by_a_person_survives_too(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[2] == "broken":
+        broken(Path(sys.argv[1]))
     child(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -154,3 +154,25 @@ def test_check_is_cheap(tmp_path: Path) -> None:
         leases.check(tmp_path, VM, fence)
         times.append(time.perf_counter() - begun)
     assert sorted(times)[100] < 0.001
+
+
+def test_a_refusal_tells_since_when_and_a_take_over_meets_only_the_holder_it_means(tmp_path: Path) -> None:
+    audit = Audit()
+    first = leases.acquire(tmp_path, VM, request("a"), audit)
+    again = leases.acquire(tmp_path, VM, request("a"), audit)
+    assert first.since is not None
+    assert again.since == first.since  # the same holder, all the while
+    renewed = leases.renew(tmp_path, VM, again.fence, 60)
+    assert renewed.since == first.since
+    with pytest.raises(LeaseHeld) as held:
+        leases.acquire(tmp_path, VM, request("b"), audit)
+    assert held.value.details["since"] == first.since.isoformat()
+    assert held.value.details["vm_uuid"] == VM
+    meant = request("b", takeover="c is dead").model_copy(update={"takeover_from": "c"})
+    with pytest.raises(LeaseHeld):  # c's lease was gone and a has come: nobody said anything about a
+        leases.acquire(tmp_path, VM, meant, audit)
+    taken = leases.acquire(tmp_path, VM, meant.model_copy(update={"takeover_from": "a"}), audit)
+    assert taken.since is not None
+    assert taken.since > first.since
+    with pytest.raises(StaleLease):
+        leases.check(tmp_path, VM, again.fence)

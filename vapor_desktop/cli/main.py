@@ -11,16 +11,29 @@ import sys
 import click
 
 from vapor_desktop import __version__
-from vapor_desktop.cli import details, drills, failover, operations, plans, protections, recovery, settings, sites
+from vapor_desktop.cli import (
+    details,
+    drills,
+    failover,
+    holders,
+    operations,
+    plans,
+    protections,
+    recovery,
+    settings,
+    sites,
+)
 from vapor_desktop.cli.output import Output, exit_code
 from vapor_desktop.cli.reprotect import reprotect
 from vapor_desktop.cli.runbook import runbook
+from vapor_desktop.cli.where import where_options
 from vapor_desktop.model.errors import VaporError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vaporctl")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (also accepted after the verb).")
+@where_options
 @click.pass_context
 def vaporctl(ctx: click.Context, as_json: bool) -> None:
     """Site-to-site replication and disaster recovery of libvirt VMs, from the shell."""
@@ -34,6 +47,8 @@ vaporctl.add_command(failover.failover)
 vaporctl.add_command(operations.migrate)
 vaporctl.add_command(reprotect)
 vaporctl.add_command(operations.operation)
+vaporctl.add_command(holders.engines)
+vaporctl.add_command(holders.lease)
 vaporctl.add_command(plans.plan)
 vaporctl.add_command(runbook)
 vaporctl.add_command(drills.drill)

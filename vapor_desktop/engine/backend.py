@@ -20,8 +20,10 @@ from vapor_desktop.model.view import (
     Check,
     DisksView,
     DrillStatus,
+    EngineView,
     FailoverPreview,
     KeptRunView,
+    LeaseHolder,
     ProtectionSettings,
     ProtectRequest,
     ReprotectPreview,
@@ -144,6 +146,14 @@ class Backend(Protocol):
 
     def run_plan(self, plan_id: str, mode: PlanMode, reason: str) -> str:
         """Begin it; the operation's id. Raises Conflict naming an open run that shares a VM."""
+
+    # who is at work
+    def engines(self) -> Sequence[EngineView]: ...
+    def leases(self, protection_id: str) -> Sequence[LeaseHolder]:
+        """Of the VM, at each of its sites, asked now."""
+
+    def take_over_lease(self, protection_id: str, site_id: str, reason: str) -> str:
+        """End the lease that somebody holds there; who it was. Raises InvalidRequest, NotFound, LeaseHeld."""
 
     # history
     def points(self, protection_id: str) -> Sequence[PointRow]: ...

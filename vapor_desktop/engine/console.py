@@ -12,10 +12,10 @@ from vapor_desktop.engine import (
     both_sides,
     disks,
     drilling,
+    holders,
     preflight,
     records,
     settings,
-    sharing,
     site_checks,
     wayhome,
 )
@@ -53,8 +53,10 @@ from vapor_desktop.model.view import (
     Check,
     DisksView,
     DrillStatus,
+    EngineView,
     FailoverPreview,
     KeptRunView,
+    LeaseHolder,
     ProtectionSettings,
     ProtectionStatus,
     ProtectRequest,
@@ -105,9 +107,8 @@ class EngineBackend:
             peers.setdefault(a, []).append(b)
             peers.setdefault(b, []).append(a)
         covered = {r.protection.vm_uuid for r in rows}
-        others = [e for e in self._repository.engines() if e.engine_id != self._engine.identity.engine_id]
-        beats = self._repository.time()
-        alive = [e for e in others if sharing.lives(e, beats)]
+        engines = tuple(self.engines())
+        alive = [e for e in engines if e.engine_id != self._engine.identity.engine_id]
         where = "here" if self._engine.active else ("service" if alive else "none")
         alerts = self._engine.alerts()
         site_rows = self._engine.sites.statuses(sites, peers)
@@ -130,6 +131,7 @@ class EngineBackend:
             tasks=_tasks(rows),
             operations=self._latest_operations(),
             plans=plans,
+            engines=engines,
             demo=self._demo,
         )
 
@@ -595,6 +597,22 @@ class EngineBackend:
         me = self._engine.identity.name
         asked: dict[str, object] = {"plan_id": plan_id, "mode": mode.value, "reason": reason, "asked_by": me}
         return str(self._ask("run-plan", asked, VERB_DEADLINE_S)["operation_id"])
+
+    # --- who is at work ------------------------------------------------------------------------------------
+    def engines(self) -> Sequence[EngineView]:
+        """Those that live."""
+        return holders.engines(self._repository)
+
+    def leases(self, protection_id: str) -> Sequence[LeaseHolder]:
+        """Of the VM, at each of its sites, asked now."""
+        return holders.leases(self._repository, self._gateway, self._protection(protection_id))
+
+    def take_over_lease(self, protection_id: str, site_id: str, reason: str) -> str:
+        """End the lease that somebody holds there; who it was."""
+        p, site, me = self._protection(protection_id), self._site(site_id), self._engine.identity.name
+        was = holders.take_over(self._gateway, site, p.vm_uuid, me, reason)
+        self._note("lease-taken-over", f"The lease at {site.name} was taken over from {was}: {reason}", protection_id)
+        return was
 
     # --- helpers ------------------------------------------------------------------------------------------
     def _ask(self, verb: str, args: dict[str, object], deadline_s: float) -> dict[str, object]:

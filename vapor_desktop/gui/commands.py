@@ -9,7 +9,7 @@ from html import escape
 from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtWidgets import QDialog, QMessageBox, QWidget
 
-from vapor_desktop.gui import after_failover
+from vapor_desktop.gui import after_failover, take_over
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.drill_sheet import DrillSheet, StopDrillSheet
 from vapor_desktop.gui.edit_dialog import EditDialog
@@ -22,9 +22,9 @@ from vapor_desktop.gui.protection_columns import Row
 from vapor_desktop.gui.reprotect_sheet import ReprotectSheet
 from vapor_desktop.gui.seed_dialog import SeedDialog
 from vapor_desktop.gui.typed_confirm import TypedConfirm
-from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.errors import LeaseHeld, VaporError
 from vapor_desktop.model.operations import Choice, Operation, OperationKind, OperationState
-from vapor_desktop.model.view import SiteStatus, Snapshot, Task
+from vapor_desktop.model.view import ProtectionStatus, SiteStatus, Snapshot, Task
 from vapor_desktop.model.wire import Progress, SeedState
 
 Skipped = Sequence[tuple[Row, str]]
@@ -309,7 +309,25 @@ class Commands(QObject):
 
     def show_failure(self, title: str, error: VaporError) -> None:
         """A verb did not work."""
-        self.dialog = show_error(self._window, title, error)
+        box = self.dialog = show_error(self._window, title, error)
+        rows = self._snapshot.protections if self._snapshot else ()
+        row = next((r for r in rows if r.protection.vm_uuid == error.details.get("vm_uuid")), None)
+        if isinstance(error, LeaseHeld) and row is not None:
+            held, found = error, row
+            take_over.offer(box).clicked.connect(lambda: self._take_over(found, held))
+
+    def _take_over(self, row: ProtectionStatus, error: LeaseHeld) -> None:
+        name, backend = row.protection.vm_name, self._context.backend
+        dialog = take_over.TakeOverDialog(self._window, name, error)
+
+        def run() -> None:
+            reason, holder = dialog.reason.text(), str(error.details.get("holder"))
+            title = f"Take over the lease of {name}"
+            work = partial(take_over.take_over, backend, row.key, holder, reason)
+            self._context.errands.run(title, work, subject=row.key)
+
+        dialog.accepted.connect(run)
+        self._open(dialog)
 
     def _open(self, dialog: QDialog) -> None:
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)

@@ -10,7 +10,7 @@ from vapor_desktop.gui import words
 from vapor_desktop.gui.icons import SEVERITY_ICONS, pixmap
 from vapor_desktop.gui.theme import Theme
 from vapor_desktop.model.states import RpoHealth, Severity
-from vapor_desktop.model.view import Snapshot
+from vapor_desktop.model.view import EngineView, Snapshot
 
 STALE_S = 5.0
 _ENGINES = {
@@ -18,6 +18,12 @@ _ENGINES = {
     "service": "Engine: background service",
     "none": "No engine runs: nothing is replicated",
 }
+
+
+def _told(engine: EngineView) -> str:
+    many = f"{engine.protections} VM{'' if engine.protections == 1 else 's'}"
+    work = f"works for {many}" if engine.acts else "stands by"
+    return f"{engine.kind} on {engine.host} (process {engine.pid}): {work}"
 
 
 def worst(snapshot: Snapshot) -> Severity:
@@ -69,6 +75,7 @@ class StatusLine(QStatusBar):
         self._mark.setPixmap(pixmap(SEVERITY_ICONS[severity], colours.severity[severity], 16, colours.window))
         self.worst_text.setText(headline(snapshot))
         self.engine.setText(_ENGINES.get(snapshot.engine, snapshot.engine))
+        self.engine.setToolTip("\n".join(_told(e) for e in snapshot.engines))
         self.engine.setStyleSheet(self._loud(snapshot.engine == "none"))
         age = (datetime.now(UTC) - snapshot.at).total_seconds()
         self.age.setText(f"Data {words.duration(age)} old" if age >= 2 else "Data: live")

@@ -15,7 +15,7 @@ from vapor_desktop.model.plans import PlanStatus
 from vapor_desktop.model.policy import BandwidthWindow, Mappings, Policy
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import RpoHealth, Severity
-from vapor_desktop.model.wire import Progress
+from vapor_desktop.model.wire import Lease, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +204,29 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineView:
+    """An engine that lives."""
+
+    engine_id: str
+    host: str
+    pid: int
+    kind: str  # console | service | command
+    heartbeat_at: datetime
+    acts: bool
+    protections: int  # whose work is its
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseHolder:
+    """A VM's lease at one site."""
+
+    site_id: str
+    site_name: str
+    lease: Lease | None  # None: nobody holds it, or it is not known
+    trouble: str = ""  # what kept the site from answering
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a console shows at one moment."""
 
@@ -219,6 +242,7 @@ class Snapshot:
     tasks: tuple[Task, ...] = ()
     operations: tuple[Operation, ...] = ()  # newest first: the open ones and the last few
     plans: tuple[PlanStatus, ...] = ()  # by name
+    engines: tuple[EngineView, ...] = ()
     demo: bool = False
     trouble: str | None = None  # e.g. the keyring is locked
 

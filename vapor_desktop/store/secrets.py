@@ -18,6 +18,7 @@ from keyring.backends import SecretService, chainer, kwallet, libsecret
 from vapor_desktop.model.errors import KeyringLocked, KeyringMissing, NotAllowed
 
 SERVICE = "vapor-desktop"
+FOLDER_PREFIX = "vapor_"
 _T = TypeVar("_T")
 
 # Those that encrypt at rest. An allow-list: installing keyrings.alt makes a plain-text file eligible
@@ -145,6 +146,8 @@ def _backend() -> KeyringBackend:
 class FileSecrets:
     """``engine.ports.Secrets`` for a system unit: systemd's credentials (``LoadCredentialEncrypted=``), read-only.
 
+    Those of a folder (``LoadCredentialEncrypted=vapor:FOLDER``) are called ``vapor_NAME`` there [systemd.exec(5)].
+
     ``directory`` None: ``$CREDENTIALS_DIRECTORY``. Raises KeyringMissing when systemd gave none.
     """
 
@@ -162,12 +165,14 @@ class FileSecrets:
         """The credential of that name, None when the unit has none. Raises NotAllowed for a path."""
         if "/" in name or name in ("", ".", ".."):
             raise NotAllowed(f"“{name}” is not the name of a credential")
-        try:
-            return (self._directory / name).read_text(encoding="utf-8").rstrip("\n")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise KeyringMissing(f"The credential “{name}” cannot be read", why=str(error.strerror)) from error
+        for file in (name, FOLDER_PREFIX + name):
+            try:
+                return (self._directory / file).read_text(encoding="utf-8").rstrip("\n")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise KeyringMissing(f"The credential “{name}” cannot be read", why=str(error.strerror)) from error
+        return None
 
     def put(self, name: str, value: str) -> None:
         """Always NotAllowed."""
@@ -182,5 +187,5 @@ class FileSecrets:
         return NotAllowed(
             f"The credential “{name}” cannot be changed from here",
             why="systemd credentials are read-only",
-            fix=f"Write it with `systemd-creds encrypt --name={name} - FILE` and restart the engine",
+            fix="Use `vaporctl --credentials FOLDER …` on that machine, then restart the engine",
         )

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import socket
 import ssl
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ from vapor_desktop.transport.names import site_token
 from vapor_desktop.transport.pinned import CONNECT_TIMEOUT_S, PinnedHttp
 from vapor_desktop.transport.ssh_key import console_public_key
 
+_KEYS = uuid.UUID("6f0c3b1e-7a52-5d0e-9d5b-2f1d6c1f7d35")  # the namespace of ids that are made of keys
 TOKEN_PREFIX = "vapor1."  # noqa: S105 - how every token begins, not one
 _TOKEN_BYTES = 32 + 24  # SHA-256 of the certificate, then the secret [docs/protocols.md]
 OnCheck = Callable[[Check], None]
@@ -261,9 +263,12 @@ def _step(on_check: OnCheck, key: str, title: str) -> Iterator[None]:
 
 
 class SitePairing:
-    """``engine.ports.Pairing``. Tokens and the console's SSH key go to ``secrets`` and nowhere else."""
+    """``engine.ports.Pairing``. Tokens and the console's SSH key go to ``secrets`` and nowhere else.
 
-    def __init__(self, secrets: Secrets, console_id: str, console_name: str) -> None:
+    ``console_id`` None: the UUID that the SSH key's public half makes.
+    """
+
+    def __init__(self, secrets: Secrets, console_id: str | None, console_name: str) -> None:
         self._secrets = secrets
         self._console_id = console_id
         self._console_name = console_name
@@ -283,7 +288,8 @@ class SitePairing:
         """
         with _step(on_check, "keyring", "The keyring is open"):
             public_key = console_public_key(self._secrets)
-        site, own = pair_site(probe, token, self._console_id, self._console_name, public_key, on_check)
+        console_id = self._console_id or str(uuid.uuid5(_KEYS, public_key))
+        site, own = pair_site(probe, token, console_id, self._console_name, public_key, on_check)
         name = site_token(site.site_id)
         with _step(on_check, "keep", "This console's own token is in the keyring"):
             try:
