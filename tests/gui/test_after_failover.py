@@ -88,6 +88,19 @@ def test_a_resolver_compares_before_it_asks(console) -> None:  # type: ignore[no
     console.until(lambda: console.asked("begin_operation") == wanted)
 
 
+def test_what_is_kept_is_let_go_by_its_name(console) -> None:  # type: ignore[no-untyped-def]
+    window = opened(console, Phase.PROVISIONAL)
+    window.detail.kept.click()
+    sheet = window.detail.sheet
+    console.until(lambda: sheet.decision is not None)
+    assert "in the run of epoch 2 is deleted, for ever" in sheet.effects.text()
+    sheet.reason.setText("looked through")
+    assert not sheet.go.isEnabled()
+    sheet.name.setText("odd")
+    sheet.go.click()
+    console.until(lambda: console.asked("let_go") == [("p-odd", 2, "looked through")])
+
+
 def test_several_fail_over_with_one_confirmation(console) -> None:  # type: ignore[no-untyped-def]
     window = console.shown()
     console.until(lambda: window.vms.model.get("p-db01") is not None)

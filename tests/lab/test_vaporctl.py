@@ -18,7 +18,7 @@ from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.stage import remove_guests
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(420)]
-NAME = "ctl"
+NAME, SECOND = "ctl", "ctl-second"
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +95,34 @@ def test_the_whole_job_from_the_shell(lab: Lab, home: Path) -> None:
 
     edit_and_read_back(lab, home)
     assert error_code(ctl("failover", NAME, "--reason", "proof", "--confirm", "other", code=1)) == "INVALID-REQUEST"
-    done = ctl("failover", NAME, "--reason", "proof", "--confirm", NAME)
+    fail_over_two(lab, mapped)
+
+
+def fail_over_two(lab: Lab, mapped: str) -> None:
+    """Both with one confirmation while their source answers: it is fenced first, and nothing runs twice."""
+    a, b = lab.sites["a"], lab.sites["b"]
+    guests.add(a, guests.GuestSpec(SECOND), lab.cache, start=False)
+    ctl("protect", SECOND, "--from", "site-a", "--to", "site-b", "--rpo", "60s", "--map", mapped, "--wait")
+    asked = ("failover", NAME, SECOND, "--reason", "proof", "--source", "force off")
+    assert error_code(ctl(*asked, "--confirm", NAME, code=1)) == "INVALID-REQUEST"
+    done = ctl(*asked, "--confirm", "fail over 2")
     assert isinstance(done, dict)
-    assert done["state"] == "provisional"
-    assert done["rpo_now_s"] is None
-    assert b.virsh("domstate", NAME) == "running"
+    results = {fact["vm"]: fact for fact in done["results"]}
+    assert set(results) == {NAME, SECOND}
+    for name, fact in results.items():
+        assert fact["ok"] is True
+        assert fact["running_after_s"] > 0
+        assert fact["state"] in {"provisional", "split-brain risk"}  # its source is back already: off and fenced
+        assert fact["rpo_now_s"] is None
+        assert (a.virsh("domstate", name), b.virsh("domstate", name)) == ("shut off", "running")
+        start = a.exec(["virsh", "-c", "qemu:///system", "start", name], check=False)
+        assert start.returncode != 0
+    again = ctl("failover", NAME, "nobody", "--reason", "proof", "--confirm", "fail over 2", code=1)
+    assert error_code(again) == "NOT-FOUND"
+    ctl("commit", NAME, "--reason", "it works")
+    rows = {row["vm"]: row["state"] for row in ctl("status")}  # type: ignore[attr-defined]
+    assert rows[NAME] == "failed over"
+    assert ctl("kept", NAME) == []
 
 
 def edit_and_read_back(lab: Lab, home: Path) -> None:

@@ -116,8 +116,12 @@ class SplitWatch:
         if to is None:
             return False
 
+        ours = False
+
         def change(q: Protection) -> Protection:
-            if q.phase is not p.phase:
+            nonlocal ours
+            ours = q.phase is p.phase
+            if not ours:
                 return q  # somebody else was faster: look again
             # One door: a VM of the source's is at risk before it is split.
             through = q if q.phase in TAKEN_OVER else records.to_phase(Phase.SPLIT_BRAIN_RISK)(q)
@@ -126,7 +130,7 @@ class SplitWatch:
             return records.to_phase(to)(through).model_copy(update=told)
 
         after = records.update(self._repository, p.protection_id, change)
-        if after.phase is p.phase:
+        if not ours or after.phase is p.phase:
             return after != p
         bad = to in {Phase.SPLIT_BRAIN, Phase.SPLIT_BRAIN_RISK}
         text = f"{to.value.capitalize()}: {finding.why}" if bad else f"No split-brain risk any more: {finding.why}"

@@ -133,6 +133,34 @@ def resolve(context: Context, status: ProtectionStatus, begun: Begun, parent: QW
     return sheet
 
 
+def let_go(context: Context, status: ProtectionStatus, parent: QWidget) -> DecisionSheet:
+    """Delete what a run that is over has written."""
+    backend, key, name = context.backend, status.key, status.protection.vm_name
+
+    def load() -> Decision:
+        kept = backend.kept_runs(key)
+        choices = tuple((str(k.epoch), f"{k.name}: {words.size(k.bytes)} on point {k.seq}") for k in kept)
+
+        def effects(epoch: str) -> tuple[str, ...]:
+            gone = f"What “{name}” wrote at {status.target_name} in the run of epoch {epoch} is deleted, for ever."
+            return (gone, "Recovery points and what runs now are not touched.") if epoch else ()
+
+        found = "Kept until you let it go:" if kept else f"Nothing is kept of “{name}” at {status.target_name}."
+        return Decision((found,), choices, effects)
+
+    wording = Wording(
+        f"Let go a kept run of {name}", "Delete what a run that is over has written", "&Run", "Let it go", name
+    )
+    sheet = DecisionSheet(context, wording, load, parent)
+
+    def run() -> None:
+        gone = partial(backend.let_go, key, int(sheet.chosen), sheet.why)
+        context.errands.run(f"Let go the run of epoch {sheet.chosen} of {name}", gone, subject=key)
+
+    sheet.accepted.connect(run)
+    return sheet
+
+
 def _begins(
     context: Context,
     sheet: DecisionSheet,

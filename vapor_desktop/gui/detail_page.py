@@ -20,7 +20,7 @@ from PySide6.QtWidgets import (
 )
 
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow
-from vapor_desktop.gui import words
+from vapor_desktop.gui import after_failover, words
 from vapor_desktop.gui.activity import event_fields, severity_icon
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.disks_tab import DisksTab
@@ -149,6 +149,9 @@ class DetailPage(QWidget):
         page = QWidget(self)
         self.points_table = RecordTable(self.points, "Recovery points", page)
         self.pin, self.unpin = QPushButton("&Keep this point…", page), QPushButton("&No longer keep", page)
+        self.kept = QPushButton("&Let go a kept run…", page)
+        self.kept.setToolTip("What ran before a roll back, or lost a split brain, is kept until it is let go")
+        self.kept.clicked.connect(self._ask_let_go)
         self.pin.setToolTip("A kept point is never dropped by retention")
         self.pin.clicked.connect(self._ask_pin)
         self.unpin.clicked.connect(self._do_unpin)
@@ -156,6 +159,7 @@ class DetailPage(QWidget):
         row = QHBoxLayout()
         row.addWidget(self.pin)
         row.addWidget(self.unpin)
+        row.addWidget(self.kept)
         row.addStretch(1)
         row.addWidget(self._points_state)
         box = QVBoxLayout(page)
@@ -297,6 +301,14 @@ class DetailPage(QWidget):
         note, ok = QInputDialog.getText(self, "Keep this point", f"Why is point #{point.seq} kept?")
         if ok:
             self.do_pin(key, point.seq, note.strip())
+
+    def _ask_let_go(self) -> None:
+        if self._row is None or self._row.status is None:
+            return
+        self.sheet = after_failover.let_go(self._context, self._row.status, self)
+        self.sheet.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.sheet.setModal(True)
+        self.sheet.open()
 
     def do_pin(self, key: str, seq: int, note: str) -> None:
         """Pin a point."""
