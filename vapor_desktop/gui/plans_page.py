@@ -233,7 +233,7 @@ class PlansPage(QWidget):
     def _restyle(self) -> None:
         colour = self._context.theme.colours.text
         for button, name in (
-            (self.new, "overview"),
+            (self.new, "plan"),
             (self.edit, "edit"),
             (self.run, "resume"),
             (self.delete, "cross"),
