@@ -71,11 +71,13 @@ class Host:
     def kill_qemu(self, name: str) -> None:
         self.run("kill", "-9", self.qemu_pid(name))
 
-    def restart_libvirtd(self) -> None:
+    def restart_libvirtd(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Killed, not asked. ``meanwhile``: done while there is none."""
         pid = self.run("cat", "/run/libvirt/private.pid").strip()
         self.run("kill", "-9", pid)
         wait_for(lambda: not self.run("sh", "-c", f"kill -0 {pid} 2>/dev/null && echo yes || true"), "libvirtd dead")
         self.run("rm", "-f", "/run/libvirt/private.pid", "/run/libvirt/libvirt-sock")
+        meanwhile()
         self.run("libvirtd", "-d", "-p", "/run/libvirt/private.pid")
         wait_for(self.outside("/run/libvirt/libvirt-sock").exists, "libvirtd's socket")
 

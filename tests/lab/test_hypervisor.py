@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -20,6 +21,7 @@ from vapor_desktop.model.domain_xml.target import build_target
 from vapor_desktop.model.domains import BackupDisk, BackupJob
 from vapor_desktop.model.eligibility import judge
 from vapor_desktop.model.errors import (
+    BackupJobLost,
     CheckpointInconsistent,
     DomainBusy,
     DomainNotFound,
@@ -455,6 +457,31 @@ def test_the_list_follows_what_happens(host: Host, guest: Guest) -> None:
     wait_for(lambda: _answers(hypervisor) and _answers(one), "the adapter to reconnect")
     assert same()
     one.close()
+
+
+def test_a_job_whose_record_libvirt_lost_is_named_with_its_cure(host: Host, guest: Guest) -> None:
+    """As a libvirtd leaves it that is killed while it begins a job; the cure in the error is what is done here."""
+    state = host.outside(f"/run/libvirt/qemu/{guest.name}.xml")
+    lost = "<job type='none' async='backup' flags='0x0' asyncStarted='1'/>"
+
+    def loses() -> None:
+        text = state.read_text()
+        state.write_text(re.sub(r"(<domstatus[^>]*>)", rf"\1\n  {lost}", text, count=1))
+
+    host.restart_libvirtd(loses)
+    wait_for(lambda: _answers(guest.hypervisor), "the adapter to reconnect")
+    with pytest.raises(BackupJobLost) as caught:
+        guest.hypervisor.foreign_job(guest.vm)
+    assert f"/run/libvirt/qemu/{guest.name}.xml" in (caught.value.fix or "")
+
+    def cure() -> None:
+        state.write_text(re.sub(r" *<job .*async='backup'.*/>\n", "", state.read_text()))
+
+    host.restart_libvirtd(cure)
+    wait_for(lambda: _answers(guest.hypervisor), "the adapter to reconnect")
+    assert guest.hypervisor.foreign_job(guest.vm) is None
+    guest.begin(None, None)
+    guest.hypervisor.end_backup(guest.vm)
 
 
 def test_no_connection_is_left_open(hypervisor: LibvirtHypervisor) -> None:

@@ -21,7 +21,7 @@ from vapor_desktop.hypervisor.link import Link
 from vapor_desktop.hypervisor.views import state_of
 from vapor_desktop.model.domain_xml.parse import parse_domain
 from vapor_desktop.model.domains import GUEST_THAWED, BackupDisk, BackupJob
-from vapor_desktop.model.errors import DomainBusy, HypervisorFailed, InvalidRequest, VaporError
+from vapor_desktop.model.errors import BackupJobLost, DomainBusy, HypervisorFailed, InvalidRequest, VaporError
 
 _log = logging.getLogger(__name__)
 
@@ -276,10 +276,24 @@ def _abort(dom: Any) -> None:
 
 
 def _async_job(dom: Any) -> str | None:
-    stats = dom.jobStats(0)
+    try:
+        stats = dom.jobStats(0)
+    except libvirt.libvirtError as error:
+        if code_of(error) == libvirt.VIR_ERR_INTERNAL_ERROR:  # asked only where libvirt knows of no backup job
+            raise _lost(dom.name()) from error
+        raise
     if stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) == libvirt.VIR_DOMAIN_JOB_NONE:
         return None
     return f"{dom.name()} {_JOBS.get(stats.get('operation'), 'has another job running')}"
+
+
+def _lost(name: str) -> BackupJobLost:
+    return BackupJobLost(
+        f"libvirt holds a backup job of “{name}” that nothing can end",
+        why="libvirtd ended while it began that job, and has lost its record",
+        fix=f"On its host, with the VM running: stop libvirtd, delete the line “<job … async='backup' …/>” from "
+        f"/run/libvirt/qemu/{name}.xml, start libvirtd. Or switch the VM off, restart libvirtd, start the VM",
+    )
 
 
 def _block_job(dom: Any) -> str | None:

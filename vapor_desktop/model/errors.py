@@ -196,6 +196,15 @@ class DomainBusy(VaporError):
     code, fate = "VM-BUSY", Fate.RETRY
 
 
+class BackupJobLost(VaporError):
+    """libvirt holds a backup job of the VM without its record, so that nothing ends it: a person must.
+
+    Tried with libvirt 9.0: libvirtd was killed while it began the job; the VM cannot even be started again then.
+    """
+
+    code, fate = "BACKUP-JOB-LOST", Fate.OPERATOR
+
+
 class DomainNotFound(VaporError):
     """libvirt knows no VM of that UUID (we looked)."""
 
