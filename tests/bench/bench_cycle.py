@@ -1,4 +1,4 @@
-"""Overhead of a cycle with nothing to send, and failover to running, on the real lab.
+"""Overhead of a cycle with nothing to send, drill and failover to running, on the real lab.
 
 ``python -m tests.bench.bench_cycle [--json FILE] [--rounds N]``. The rival is libvirt itself: the same
 begin, abort and checkpoint delete over the same open connection, in the same run.
@@ -21,6 +21,8 @@ from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.domains import BackupDisk
+from vapor_desktop.model.errors import from_wire
+from vapor_desktop.model.operations import OperationKind
 
 
 def libvirt_alone(stage: Stage, vm_uuid: str, site_id: str, rounds: int) -> list[float]:
@@ -51,6 +53,20 @@ def idle_cycles(stage: Stage, name: str, rounds: int) -> list[float]:
     return [c.duration_s for c in cycles]
 
 
+def drills(stage: Stage, key: str, rounds: int) -> list[float]:
+    """Seconds from the call to a copy that runs, its bubble proven first; each one removed again."""
+    took = []
+    for _ in range(max(1, rounds)):
+        args = {"wanted": {"boot_s": 1, "agent": False}}
+        for kind, arguments in ((OperationKind.DRILL, args), (OperationKind.STOP_DRILL, {"passed": False})):
+            done = stage.backend.wait_operation(stage.backend.begin_operation(kind, key, arguments, "bench"), 120)
+            if done.error is not None:
+                raise from_wire(done.error)
+            if kind is OperationKind.DRILL:
+                took.append(float(done.result["drill_to_running_s"]))
+    return took
+
+
 def measure(stage: Stage, rounds: int) -> dict[str, float]:
     """All figures of this bench."""
     a = stage.lab.sites["a"]
@@ -64,10 +80,12 @@ def measure(stage: Stage, rounds: int) -> dict[str, float]:
     wait_until(lambda: stage.row("idle").cycle_started_at is None, "the first cycle's end", timeout_s=60)
     own = idle_cycles(stage, "idle", rounds)
     rival = libvirt_alone(stage, stage.row("idle").protection.vm_uuid, site_a.site_id, rounds)
+    drill_s = drills(stage, key, rounds // 3)
     stage.lab.kill_site("a")
     failover_s = stage.backend.failover(key, None, "bench")
     figures = {"cycle_overhead_s": round(statistics.median(own), 4)}
     figures["cycle_libvirt_part_s"] = round(statistics.median(rival), 4)
+    figures["drill_to_running_s"] = round(statistics.median(drill_s), 3)
     figures["failover_to_running_s"] = round(failover_s, 3)
     return figures
 

@@ -390,6 +390,9 @@ class FakeBackend:
         self._take("drills")
         return self.drill_records
 
+    def schedule_drills(self, protection_id: str, days: int | None, *, auto: bool) -> None:
+        self._take("schedule_drills", protection_id, days, auto)
+
     def drill_screen(self, protection_id: str) -> bytes:
         self._take("drill_screen", protection_id)
         raise NotFound("There is no picture")

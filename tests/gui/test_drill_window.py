@@ -72,10 +72,14 @@ def test_a_drill_begins_with_its_checks_and_limits(console) -> None:  # type: ig
     sheet.script.setPlainText("test -d /srv\n")
     sheet.hours.setValue(2)
     sheet.disk.setValue(1.5)
+    assert (sheet.every.text(), sheet.auto.isEnabled()) == ("never", False)
+    sheet.every.setValue(30)
+    sheet.auto.setChecked(True)
     sheet.go.click()
     wanted = {"boot_s": 300.0, "agent": True, "tcp_ports": [22, 443], "script": "test -d /srv"}
     args = {"seq": 37, "wanted": wanted, "lasts_s": 7200.0, "disk_limit_bytes": 3 << 29}
     console.until(lambda: console.asked("begin_operation") == [(OperationKind.DRILL, "p-odd", args, "a drill")])
+    console.until(lambda: console.asked("schedule_drills") == [("p-odd", 30, True)])
     assert "MainThread" not in console.backend.threads
 
 

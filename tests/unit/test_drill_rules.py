@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vapor_desktop.engine.drilling import state_of
+from vapor_desktop.engine.drilling import next_scheduled, state_of
+from vapor_desktop.engine.operations.registry import TYPES
 from vapor_desktop.model import drills
 from vapor_desktop.model.domain_xml.drill import (
     bubble_network,
@@ -25,8 +26,10 @@ from vapor_desktop.model.domain_xml.drill import (
 )
 from vapor_desktop.model.drills import DrillPhase, DrillRecord, DrillVm, Inventory, NetPlan, Nic, plan_nets
 from vapor_desktop.model.errors import Conflict, NotFound
-from vapor_desktop.model.operations import OperationKind, exclusion
-from vapor_desktop.model.states import DrillState
+from vapor_desktop.model.operations import Operation, OperationKind, OperationState, exclusion
+from vapor_desktop.model.policy import Policy
+from vapor_desktop.model.sites import Protection
+from vapor_desktop.model.states import DrillState, Phase
 from vapor_desktop.site import dhcp
 from vapor_desktop.site.bubble_helper import BubbleHelper
 from vapor_desktop.site.drill_book import KEEP_ENDED, DrillBook
@@ -230,6 +233,66 @@ def test_checks_that_were_asked_for() -> None:
 )
 def test_json_and_back(value: drills.Value) -> None:
     assert type(value).model_validate_json(value.model_dump_json()) == value
+
+
+# --- schedule ------------------------------------------------------------------------------------------------
+def protection(name: str = "web", **more: object) -> Protection:
+    made = Protection(
+        protection_id=f"p-{name}", vm_uuid=name, vm_name=name, source_site="a", target_site="b", epoch_owner="a",
+        policy=Policy(drill_days=30, drill_auto=True), phase=Phase.PROTECTED, created_at=NOON,
+    )  # fmt: skip
+    return made.model_copy(update=more)
+
+
+def operation(kind: OperationKind, started_at: datetime, **more: object) -> Operation:
+    made = Operation(
+        operation_id="o", kind=kind, protection_id="p-web", vm_uuid="web", vm_name="web", asked_by="me",
+        engine_id="e", started_at=started_at, seen_at=started_at, state=OperationState.FAILED,
+    )  # fmt: skip
+    return made.model_copy(update=more)
+
+
+LATER = NOON + timedelta(days=31)
+
+
+@pytest.mark.parametrize(
+    ("more", "now", "expected"),
+    [
+        ({}, NOON + timedelta(days=29), None),
+        ({}, LATER, "p-web"),
+        ({"drilled_at": NOON + timedelta(days=10)}, LATER, None),
+        ({"policy": Policy(drill_days=30)}, LATER, None),
+        ({"policy": Policy(drill_auto=True)}, LATER, None),
+        ({"paused": True}, LATER, None),
+        ({"phase": Phase.FAILED_OVER}, LATER, None),
+        ({"drill": DrillState.RUNNING}, LATER, None),
+    ],
+    ids=["not yet", "due", "passed meanwhile", "a reminder only", "never", "paused", "failed over", "one is there"],
+)
+def test_whose_drill_begins_by_itself(more: dict[str, object], now: datetime, expected: str | None) -> None:
+    found = next_scheduled([protection(**more)], {"p-web"}, [], now)  # type: ignore[arg-type]
+    assert (found and found.protection_id) == expected
+
+
+def test_scheduled_drills_are_one_at_a_time_and_tried_once_a_day() -> None:
+    both = [protection("web"), protection("db", created_at=NOON - timedelta(days=90))]
+    points = {"p-web", "p-db"}
+    first = next_scheduled(both, points, [], LATER)
+    assert first is not None
+    assert first.vm_name == "db", "the one that waits longest"
+    assert next_scheduled(both, {"p-web"}, [], LATER) == both[0], "no point, no drill"
+    failed = operation(OperationKind.DRILL, LATER - timedelta(hours=23))
+    assert next_scheduled(both[:1], points, [failed], LATER) is None
+    assert next_scheduled(both[:1], points, [failed], LATER + timedelta(hours=2)) == both[0]
+    running = operation(OperationKind.DRILL, LATER, state=OperationState.RUNNING, protection_id="p-x")
+    assert next_scheduled(both, points, [running], LATER) is None
+
+
+def test_a_drill_that_began_by_itself_ends_by_itself() -> None:
+    kind = TYPES[OperationKind.DRILL]
+    assert [s.name for s in kind.steps_for({})] == ["check", "bubble", "isolation", "start", "checks"]
+    assert [s.name for s in kind.steps_for({"scheduled": True})][5:] == ["find", "stop", "settle"]
+    assert [s.name for s in kind.steps if s.no_return] == ["start"]
 
 
 # --- DHCP ------------------------------------------------------------------------------------------------------

@@ -97,6 +97,25 @@ def _end(out: Output, vm: str, args: dict[str, object], reason: str) -> None:
     finish(out, done)
 
 
+@drill.command()
+@click.argument("vm")
+@click.option("--every", type=click.IntRange(1, 366), metavar="DAYS",
+              help="A drill shall pass within so many days; you are reminded when none has.")  # fmt: skip
+@click.option("--never", is_flag=True, help="No reminder (any more).")
+@click.option("--auto/--remind", default=False, help="Then begin one by itself, judged by its checks.")
+@json_option
+@click.pass_obj
+def schedule(out: Output, vm: str, every: int | None, never: bool, auto: bool) -> None:
+    """How often a drill of VM must pass."""
+    if (every is None) == (not never):
+        raise InvalidRequest("How often?", fix="--every DAYS, or --never")
+    with program.acting() as backend:
+        row = program.find_protection(backend, vm)
+        backend.schedule_drills(row.key, every, auto=auto and every is not None)
+    text = "no drills are asked for" if every is None else f"a drill every {every} days"
+    out.say(f"{row.protection.vm_name}: {text}", every_days=every, auto=auto)
+
+
 @drill.command("list")
 @json_option
 @click.pass_obj

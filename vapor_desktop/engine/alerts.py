@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from vapor_desktop.model import drills
 from vapor_desktop.model.states import Phase, RpoHealth, Severity
 from vapor_desktop.model.view import Alert, ProtectionStatus, SiteStatus
 
@@ -40,6 +41,12 @@ def conditions(protections: Iterable[ProtectionStatus], sites: Iterable[SiteStat
             title = f"{p.protection.phase.value.capitalize()}: {name}"
             key = f"split:{p.protection.phase.name}:{p.key}"
             found.append(Alert(key, now, None, Severity.CRITICAL, title, text, p.key))
+        days = p.protection.policy.drill_days
+        if drills.overdue(days, p.protection.drilled_at, p.protection.created_at, now):
+            last = p.protection.drilled_at
+            text = "No drill has passed yet" if last is None else f"The last drill passed on {last:%Y-%m-%d}"
+            text += f"; one was promised every {days} days"
+            found.append(Alert(f"drill:{p.key}", now, None, Severity.WARNING, f"Drill overdue: {name}", text, p.key))
         ask_at = p.protection.commit_ask_at
         if p.protection.phase is Phase.PROVISIONAL and ask_at is not None and now >= ask_at:
             text = f"It runs at {p.target_name} since a failover that nobody has committed or rolled back"

@@ -122,6 +122,9 @@ class Backend(Protocol):
     def drills(self) -> Sequence[DrillStatus]:
         """Of every site that answers, asked now; ended ones too, newest first."""
 
+    def schedule_drills(self, protection_id: str, days: int | None, *, auto: bool) -> None:
+        """How often a drill must pass (None: nobody asks), and whether one begins by itself when none has."""
+
     def drill_screen(self, protection_id: str) -> bytes:
         """A PNG of the running (else the last) drill's screen. Raises NotFound."""
 

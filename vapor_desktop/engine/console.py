@@ -30,7 +30,7 @@ from vapor_desktop.engine.recovery_plans import not_ready
 from vapor_desktop.engine.runtime import Engine
 from vapor_desktop.engine.sitewatch import vm_status
 from vapor_desktop.model import retention, rpo
-from vapor_desktop.model.drills import DrillPicture
+from vapor_desktop.model.drills import DrillPicture, is_copy
 from vapor_desktop.model.errors import (
     Conflict,
     InvalidRequest,
@@ -120,7 +120,9 @@ class EngineBackend:
             sites=site_rows,
             pairs=pairs,
             protections=rows,
-            unprotected=tuple(vm for vm in self._engine.sites.vms() if vm.vm_uuid not in covered),
+            unprotected=tuple(
+                vm for vm in self._engine.sites.vms() if vm.vm_uuid not in covered and not is_copy(vm.name)
+            ),
             banners=(
                 *_DEMO[: int(self._demo)],
                 *_banners(rows, where),
@@ -532,6 +534,13 @@ class EngineBackend:
     def drills(self) -> Sequence[DrillStatus]:
         """Of every site that answers, asked now; ended ones too, newest first."""
         return drilling.everywhere(self._repository, self._gateway)
+
+    def schedule_drills(self, protection_id: str, days: int | None, *, auto: bool) -> None:
+        """An edit of the policy, on the settings as they are now. Raises what ``edit`` raises."""
+        now = self.settings(protection_id)
+        policy = now.policy.model_copy(update={"drill_days": days, "drill_auto": auto})
+        if policy != now.policy:
+            self.edit(protection_id, SettingsEdit(now.version, policy, now.mappings))
 
     def drill_screen(self, protection_id: str) -> bytes:
         """A PNG of the running (else the last) drill's screen. Raises NotFound."""

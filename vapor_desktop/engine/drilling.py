@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from datetime import datetime, timedelta
 
 import structlog
 
 from vapor_desktop.engine import records
 from vapor_desktop.engine.ports import Repository, SiteApi, SiteGateway
-from vapor_desktop.model.drills import DrillPhase, DrillRecord
+from vapor_desktop.model.drills import DrillPhase, DrillRecord, overdue
 from vapor_desktop.model.errors import NotFound, VaporError
+from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.sites import Protection, Site
-from vapor_desktop.model.states import DrillState
+from vapor_desktop.model.states import DrillState, Phase
 from vapor_desktop.model.view import DrillStatus
 
+# A drill that did not pass is not begun again before a person had a day to look.
+AGAIN = timedelta(days=1)
+SCHEDULE_S = 30.0
+_QUIET = {Phase.PROTECTED, Phase.SYNCING, Phase.COMPARING, Phase.SOURCE_UNREACHABLE}
 log = structlog.get_logger(__name__)
 
 
@@ -66,3 +72,23 @@ def state_of(vm_uuid: str, open_ones: Sequence[DrillRecord]) -> DrillState:
     if any(r.phase is DrillPhase.CLEANUP for r in mine):
         return DrillState.CLEANUP_NEEDED
     return DrillState.RUNNING if mine else DrillState.NONE
+
+
+def next_scheduled(
+    protections: Sequence[Protection], pointed: Set[str], recent: Sequence[Operation], now: datetime
+) -> Protection | None:
+    """Whose drill is to begin by itself now: overdue, not tried within a day, one at a time. Pure.
+
+    ``pointed``: protections that have a recovery point. ``recent``: operations, newest first.
+    """
+    drills = [o for o in recent if o.kind is OperationKind.DRILL]
+    if any(not o.ended for o in drills):
+        return None
+    tried = {o.protection_id for o in drills if now - o.started_at < AGAIN}
+    busy = {p.target_site for p in protections if p.drill is not DrillState.NONE}
+    for p in sorted(protections, key=lambda p: p.drilled_at or p.created_at):
+        due = p.policy.drill_auto and overdue(p.policy.drill_days, p.drilled_at, p.created_at, now)
+        ready = p.phase in _QUIET and not p.paused and p.protection_id in pointed and p.target_site not in busy
+        if due and ready and p.protection_id not in tried:
+            return p
+    return None

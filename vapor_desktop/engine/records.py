@@ -76,6 +76,8 @@ def cache_manifest(repository: Repository, protection_id: str, manifest: Manifes
     repository.replace_points(protection_id, rows)
     if repository.protection(protection_id) is not None:
         update(repository, protection_id, settings_of(manifest))
+        proven = max((p.proven_at for p in manifest.points if p.proven_at is not None), default=None)
+        update(repository, protection_id, lambda q: _drilled(q, proven))
 
 
 def settings_of(manifest: Manifest) -> Change:
@@ -92,6 +94,13 @@ def settings_of(manifest: Manifest) -> Change:
         return p.model_copy(update=settings)
 
     return change
+
+
+def _drilled(p: Protection, proven: datetime | None) -> Protection:
+    """The newest proven point is kept by itself, so an older word than ours is none."""
+    if proven is None or (p.drilled_at is not None and p.drilled_at >= proven):
+        return p
+    return p.model_copy(update={"drilled_at": proven})
 
 
 def drill(state: DrillState) -> Change:

@@ -134,6 +134,7 @@ class Engine:
         self._cycles: dict[str, tuple[float, Sequence[CycleRecord]]] = {}
         self._published_at = float("-inf")
         self._thinned_at = float("-inf")
+        self._drill_look_at = float("-inf")
         self._shared_at = float("-inf")
         self._shared: frozenset[str] = frozenset()
 
@@ -202,6 +203,7 @@ class Engine:
             self._start_due({r.key: r for r in rows if r.key in self._claims.lasting})
         if self.leads:
             self._look_at_plans()
+            self._begin_scheduled_drill(rows)
             self._look_for_splits()
         if self.clock.monotonic() - self._published_at >= PUBLISH_S:
             self._published_at = self.clock.monotonic()
@@ -360,6 +362,23 @@ class Engine:
             if error is not None:  # a bug of ours: it must be seen, and must not stop the others
                 log.error("cycle crashed", protection=protection_id, error=repr(error), exc_info=error)
                 self.worker.crashed(protection_id, error)
+
+    def _begin_scheduled_drill(self, rows: Sequence[ProtectionStatus]) -> None:
+        """One at a time; what keeps it from beginning is tried again a day later."""
+        if self.clock.monotonic() < self._drill_look_at:
+            return
+        self._drill_look_at = self.clock.monotonic() + drilling.SCHEDULE_S
+        protections = [r.protection for r in rows if r.protection.policy.drill_auto]
+        if not protections:
+            return
+        pointed = {r.key for r in rows if r.point_count}
+        p = drilling.next_scheduled(protections, pointed, self.repository.operations(limit=500), self.clock.now())
+        if p is not None:
+            reason = f"no drill passed within {p.policy.drill_days} days"
+            args = {"scheduled": True}
+            self._verbs.submit(
+                self.operations.begin, OperationKind.DRILL, p.protection_id, args, reason, self.identity.name
+            )
 
     def _start_due(self, rows: Mapping[str, ProtectionStatus]) -> None:
         now = self.clock.now()

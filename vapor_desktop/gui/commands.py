@@ -189,10 +189,15 @@ class Commands(QObject):
         """The drill sheet, then the operation."""
         if row.status is None:
             return
-        sheet = DrillSheet(self._context, row.key, row.name, row.status.target_name, self._window)
+        policy = row.status.protection.policy
+        sheet = DrillSheet(self._context, row.key, row.name, row.status.target_name, policy, self._window)
         backend, title = self._context.backend, f"Begin a drill of {row.name} at {row.status.target_name}"
 
         def run() -> None:
+            if sheet.schedule is not None:
+                days, auto = sheet.schedule
+                change = partial(backend.schedule_drills, row.key, days, auto=auto)
+                self._context.errands.run(f"Schedule drills of {row.name}", change, subject=row.key)
             begin = partial(backend.begin_operation, OperationKind.DRILL, row.key, sheet.args, sheet.why)
             self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
 

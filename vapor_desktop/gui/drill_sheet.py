@@ -33,6 +33,7 @@ from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.error_box import sentence
 from vapor_desktop.model.drills import BOOT_S, DISK_LIMIT_BYTES, LASTS_MAX_S, LASTS_S, DrillCheck, DrillRecord
 from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.states import Severity
 from vapor_desktop.model.view import DrillStatus
 
@@ -51,7 +52,9 @@ def ports_of(text: str) -> tuple[int, ...] | None:
 class DrillSheet(QDialog):
     """Which point, which checks, which limits. Read ``args`` and ``why`` after it was accepted."""
 
-    def __init__(self, context: Context, key: str, vm_name: str, target: str, parent: QWidget) -> None:
+    def __init__(
+        self, context: Context, key: str, vm_name: str, target: str, policy: Policy, parent: QWidget
+    ) -> None:
         super().__init__(parent)
         self._context, self._vm_name, self._points_known = context, vm_name, False
         self.setWindowTitle(f"Drill {vm_name}")
@@ -74,7 +77,9 @@ class DrillSheet(QDialog):
         self.point, self.agent = QComboBox(self), QCheckBox("Its guest &agent answers", self)
         self.ports, self.script = QLineEdit(self), QPlainTextEdit(self)
         self.boot, self.hours, self.disk = QSpinBox(self), QDoubleSpinBox(self), QDoubleSpinBox(self)
-        self.reason = QLineEdit(self)
+        self.reason, self.every = QLineEdit(self), QSpinBox(self)
+        self.auto = QCheckBox("and &begin one by itself, judged by its checks", self)
+        self.scheduled = (policy.drill_days or 0, policy.drill_auto)
         self.go, self.cancel = QPushButton(f"Start the drill at {target}", self), QPushButton("Cancel", self)
         self._lay_out()
         self.ports.textChanged.connect(self._judge)
@@ -99,6 +104,12 @@ class DrillSheet(QDialog):
             "lasts_s": self.hours.value() * 3600,
             "disk_limit_bytes": int(self.disk.value() * GIB),
         }
+
+    @property
+    def schedule(self) -> tuple[int | None, bool] | None:
+        """(days, begins by itself) from now on; None: as it was."""
+        wanted = (self.every.value(), self.auto.isChecked() and self.every.value() > 0)
+        return None if wanted == self.scheduled else (wanted[0] or None, wanted[1])
 
     @property
     def why(self) -> str:
@@ -128,6 +139,14 @@ class DrillSheet(QDialog):
         self.disk.setAccessibleName("GiB that it may write; then it is paused")
         self.reason.setPlaceholderText("a drill")
         self.reason.setAccessibleName("Reason")
+        self.every.setRange(0, 366)
+        self.every.setSpecialValueText("never")
+        self.every.setSuffix(" days")
+        self.every.setValue(self.scheduled[0])
+        self.every.setAccessibleName("Days after which you are reminded that no drill has passed")
+        self.auto.setChecked(self.scheduled[1])
+        self.auto.setEnabled(self.scheduled[0] > 0)
+        self.every.valueChanged.connect(lambda days: self.auto.setEnabled(days > 0))
         self.go.setAutoDefault(False)
         self.cancel.setDefault(True)
         happens = QGroupBox("What will happen", self)
@@ -142,6 +161,8 @@ class DrillSheet(QDialog):
         form.addRow("&Ends by itself after:", self.hours)
         form.addRow("Is paused when it has &written:", self.disk)
         form.addRow("Rea&son:", self.reason)
+        form.addRow("Re&mind me when none passed for:", self.every)
+        form.addRow("", self.auto)
         buttons = QHBoxLayout()
         buttons.addStretch(1)
         buttons.addWidget(self.cancel)

@@ -12,7 +12,8 @@ from typing import Any
 
 from vapor_desktop.gui import words
 from vapor_desktop.gui.icons import SEVERITY_WORDS
-from vapor_desktop.model.states import DrillState, Phase, RpoHealth, Severity
+from vapor_desktop.model.drills import overdue
+from vapor_desktop.model.states import DrillState, Phase, RpoHealth, Severity, Verification
 from vapor_desktop.model.view import ProtectionStatus, VmStatus
 
 Key = tuple[Any, ...]
@@ -167,7 +168,12 @@ def _points(row: Row) -> str:
 
 
 def _verified(row: Row) -> str:
-    return row.status.protection.verification.value if row.status else words.UNKNOWN
+    if row.status is None:
+        return words.UNKNOWN
+    p = row.status.protection
+    if overdue(p.policy.drill_days, p.drilled_at, p.created_at, row.now):
+        return Verification.OVERDUE.value
+    return p.verification.value
 
 
 def _power(row: Row) -> str:

@@ -5,8 +5,9 @@ A *drill* is one bubble; any number of VMs may join it. Times are on the site's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from ipaddress import IPv4Interface
 from typing import Annotated, Literal
@@ -21,6 +22,7 @@ LASTS_S, LASTS_MAX_S = 4 * 3600.0, 7 * 86400.0
 DISK_LIMIT_BYTES = 10 << 30
 BOOT_S = 300.0
 _FIRST_HOST = 10
+_COPY = re.compile(r".+-drill-[0-9a-f]{8}")
 
 
 class DrillPhase(StrEnum):
@@ -221,6 +223,16 @@ class DrillPicture(Value):
     png: str
     boot_s: float | None
     at: datetime
+
+
+def is_copy(domain_name: str) -> bool:
+    """Is that a drill's copy, by the name that a site gives it?"""
+    return _COPY.fullmatch(domain_name) is not None
+
+
+def overdue(days: int | None, last: datetime | None, protected_since: datetime, now: datetime) -> bool:
+    """Should a drill have passed since? ``days``: the policy's; ``last``: when one did."""
+    return days is not None and now - (last or protected_since) > timedelta(days=days)
 
 
 def isolated(checks: Sequence[DrillCheck]) -> bool:

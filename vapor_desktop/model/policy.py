@@ -65,6 +65,8 @@ class Policy(Value):
     start_guard: StartGuard = StartGuard.HOLD
     job_longest_s: Annotated[int, Field(ge=10)] = 1800
     scrub_days: Annotated[int, Field(ge=1)] = 7
+    drill_days: Annotated[int, Field(ge=1, le=366)] | None = None  # a drill shall have passed within so many days
+    drill_auto: bool = False  # and when none has, one begins by itself, and is judged by its checks
 
     @field_validator("at_times")
     @classmethod

@@ -42,6 +42,7 @@ class Protection(Value):
     phase: Phase = Phase.INITIAL_SYNC
     verification: Verification = Verification.NEVER
     drill: DrillState = DrillState.NONE
+    drilled_at: datetime | None = None  # when a drill last passed, as the newest proven point tells
     paused: bool = False
     version: int = 1  # optimistic edits
     created_at: datetime

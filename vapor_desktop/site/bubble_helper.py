@@ -72,9 +72,9 @@ class BubbleHelper:
     def _words(self, link: socket.socket) -> list[str] | None:
         """The probe's arguments; None when the request is done already."""
         _pid, uid, _gid = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        request = _read_line(link)  # read whoever it is: hung up on too early, it would not hear why
         if uid not in self._allowed:
             raise NotAllowed("The bubble helper does not serve this account", uid=uid)
-        request = _read_line(link)
         if request.get("verb") == "ping":
             return None
         if request.get("verb") == "forget-logs":

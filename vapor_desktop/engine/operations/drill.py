@@ -7,6 +7,7 @@ operation takes the VM's lease: cycles, and a failover, go on beside them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -238,10 +239,10 @@ def _find(ctx: StepContext) -> Result:
 def _stop(ctx: StepContext) -> Result:
     """Everything of it goes, and the site looks whether anything is left."""
     p, args = ctx.protection, ctx.operation.args
-    passed = args.get("passed")
+    passed = ctx.done["checks"]["usable_s"] is not None if args.get("scheduled") else args.get("passed")
     request = DrillStop(
         passed=None if passed is None else bool(passed),
-        note=str(args.get("note") or ""),
+        note="judged by its checks" if args.get("scheduled") else str(args.get("note") or ""),
         by=ctx.operation.asked_by,
         force=bool(args.get("force")),
     )
@@ -318,25 +319,28 @@ def _copy(record: DrillRecord, vm_uuid: str) -> DrillVm:
     return copy
 
 
-DRILL = OperationType(
-    kind=OperationKind.DRILL,
-    steps=(
-        Step("check", "Look whether a copy would start at the target", _check),
-        Step("bubble", "Make the bubble, and a copy on overlays of the point", _bubble, undo=_remove),
-        Step("isolation", "Prove that nothing leaves the bubble", _isolation),
-        Step("start", "Start the copy", _start, no_return=True),
-        Step("checks", "Wait for its checks", _watch),
-    ),
-    asks=False,
-    ended=_ended,
+_BEGIN = (
+    Step("check", "Look whether a copy would start at the target", _check),
+    Step("bubble", "Make the bubble, and a copy on overlays of the point", _bubble, undo=_remove),
+    Step("isolation", "Prove that nothing leaves the bubble", _isolation),
+    Step("start", "Start the copy", _start, no_return=True),
+    Step("checks", "Wait for its checks", _watch),
 )
-STOP_DRILL = OperationType(
-    kind=OperationKind.STOP_DRILL,
-    steps=(
-        Step("find", "Look which drill there is", _find),
-        Step("stop", "Remove everything of it, and look whether anything is left", _stop),
-        Step("settle", "Write down what it has shown", _settle),
-    ),
-    asks=False,
-    ended=_stopped,
+_END = (
+    Step("find", "Look which drill there is", _find),
+    Step("stop", "Remove everything of it, and look whether anything is left", _stop),
+    Step("settle", "Write down what it has shown", _settle),
 )
+
+
+def _steps_of(args: Mapping[str, Any]) -> tuple[Step, ...]:
+    """A drill that began by itself ends by itself, judged by its checks."""
+    return (*_BEGIN, *_END) if args.get("scheduled") else _BEGIN
+
+
+def _ended_or_stopped(ctx: StepContext, error: VaporError | None) -> None:
+    (_stopped if "settle" in ctx.done else _ended)(ctx, error)
+
+
+DRILL = OperationType(kind=OperationKind.DRILL, steps=_BEGIN, asks=False, ended=_ended_or_stopped, steps_of=_steps_of)
+STOP_DRILL = OperationType(kind=OperationKind.STOP_DRILL, steps=_END, asks=False, ended=_stopped)
