@@ -98,6 +98,7 @@ class Report:
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": self._commit,
             "cells_in_all": len(found),
+            "run_on_this_commit": sum(c.get("commit") == self._commit for c in found),
             **dict(sorted(Counter(c["result"] for c in found).items())),
             "cells": found,
         }
