@@ -63,6 +63,7 @@ class DecisionSheet(QDialog):
             label.setTextFormat(Qt.TextFormat.RichText)
             label.setWordWrap(True)
         self.choice, self.force = QComboBox(self), QCheckBox(wording.force, self)
+        self.choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)  # it is filled later
         self.reason, self.name = QLineEdit(self), QLineEdit(self)
         self.go, self.cancel = QPushButton(wording.button, self), QPushButton("Cancel", self)
         self._lay_out()

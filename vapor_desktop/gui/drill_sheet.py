@@ -75,6 +75,7 @@ class DrillSheet(QDialog):
             label.setTextFormat(Qt.TextFormat.RichText)
             label.setWordWrap(True)
         self.point, self.agent = QComboBox(self), QCheckBox("Its guest &agent answers", self)
+        self.point.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)  # it is filled later
         self.ports, self.script = QLineEdit(self), QPlainTextEdit(self)
         self.boot, self.hours, self.disk = QSpinBox(self), QDoubleSpinBox(self), QDoubleSpinBox(self)
         self.reason, self.every = QLineEdit(self), QSpinBox(self)

@@ -55,6 +55,7 @@ class FailoverSheet(QDialog):
         self.headline.setText(f"<h3>Start {escape(vm_name)} at {escape(target)}, from a recovery point</h3>")
         self.source.setText("Trying to reach the source, and reading the recovery points…")
         self.fence = QComboBox(self)
+        self.fence.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)  # it is filled later
         for key, text in (
             ("leave", "Leave it as it is"),
             ("shut down", "Keep it from starting there, and shut it down"),

@@ -53,6 +53,7 @@ class PlanEditor(QDialog):
         self.name, self.parallel = QLineEdit(plan.name if plan else "", self), QSpinBox(self)
         self.tree = QTreeWidget(self)
         self.add_box = QComboBox(self)
+        self.add_box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)  # it is filled later
         self.add_vm, self.add_tier = QPushButton("&Add VM", self), QPushButton("Add &tier", self)
         self.up, self.down = QPushButton("Move &up", self), QPushButton("Move do&wn", self)
         self.remove = QPushButton("Remo&ve", self)

@@ -52,6 +52,7 @@ class PlanRunSheet(QDialog):
         self.setWindowTitle(f"Run {name}")
         self.headline = QLabel(f"<h3>Run {escape(name)}</h3>", self)
         self.mode_box = QComboBox(self)
+        self.mode_box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)  # it is filled later
         self.effects, self.ready = QLabel(self), QLabel(self)
         self.steps, self.hint = QLabel("Reading the steps…", self), QLabel(self)
         for label in (self.headline, self.effects, self.ready, self.steps, self.hint):
