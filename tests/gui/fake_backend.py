@@ -11,6 +11,7 @@ from typing import Any
 
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
+from vapor_desktop.model.drills import DrillPicture
 from vapor_desktop.model.errors import InvalidRequest, NotFound, VaporError
 from vapor_desktop.model.operations import Operation, OperationKind, StepRow, StepState
 from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
@@ -392,6 +393,10 @@ class FakeBackend:
 
     def schedule_drills(self, protection_id: str, days: int | None, *, auto: bool) -> None:
         self._take("schedule_drills", protection_id, days, auto)
+
+    def point_proof(self, protection_id: str, seq: int) -> DrillPicture:
+        self._take("point_proof", protection_id, seq)
+        return DrillPicture(png="", boot_s=21.0, at=datetime.now(UTC))
 
     def drill_screen(self, protection_id: str) -> bytes:
         self._take("drill_screen", protection_id)

@@ -120,6 +120,20 @@ def test_what_is_left_is_named_and_cleaned_up_by_force(console) -> None:  # type
     console.until(lambda: console.asked("begin_operation") == wanted)
 
 
+def test_a_proven_point_shows_its_proof(console) -> None:  # type: ignore[no-untyped-def]
+    window = drilled(console, DrillState.NONE)
+    page = window.detail
+    page.tabs.setCurrentIndex(1)
+    console.until(lambda: page.points.rowCount() == 10)
+    page.points_table.selectRow(0)
+    assert not page.proof.isEnabled(), "never drilled"
+    page.points_table.selectRow(4)
+    page.proof.click()
+    console.until(lambda: "first sign of life came after 21 s" in page.dialog.text.text())
+    assert console.asked("point_proof") == [("p-odd", 37)]
+    page.dialog.accept()
+
+
 def test_ports_are_numbers() -> None:
     assert ports_of("") == ()
     assert ports_of("22, 443 22") == (22, 443)

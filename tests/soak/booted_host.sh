@@ -133,6 +133,7 @@ documented 3 | on_host bash -euo pipefail -s >"$work/units.log" 2>&1 || {
 }
 [[ $(state vapor-site.service ActiveState) == active ]] || fail "vapor-site.service is not active"
 [[ $(state vapor-helper.socket ActiveState) == active ]] || fail "vapor-helper.socket is not active"
+[[ $(state vapor-bubble.socket ActiveState) == active ]] || fail "vapor-bubble.socket is not active"
 [[ $(state vapor-site.service User) == vapor ]] || fail "vapor-site does not run as vapor"
 step "vapor-site.service is active (it told systemd that it listens), vapor-helper.socket too"
 first=$(healthy) || fail "it is not healthy"

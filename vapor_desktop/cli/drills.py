@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from base64 import b64decode
 from pathlib import Path
 
 import click
@@ -143,15 +143,16 @@ def list_(out: Output) -> None:
 @drill.command()
 @click.argument("vm")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--point", type=int, metavar="N", help="Of the drill that passed on this recovery point.")
 @json_option
 @click.pass_obj
-def screen(out: Output, vm: str, file: Path) -> None:
+def screen(out: Output, vm: str, file: Path, point: int | None) -> None:
     """Write a picture (PNG) of the screen of VM's drill to FILE."""
     with program.reading() as backend:
-        row = program.find_protection(backend, vm)
-        png = backend.drill_screen(row.key)
+        key = program.find_protection(backend, vm).key
+        png = backend.drill_screen(key) if point is None else b64decode(backend.point_proof(key, point).png)
     file.write_bytes(png)
-    out.say(f"{file}: {len(png)} bytes", file=str(file), bytes=len(png), at=time.time())
+    out.say(f"{file}: {len(png)} bytes", file=str(file), bytes=len(png))
 
 
 def _tell_checks(done: Operation) -> None:

@@ -24,6 +24,7 @@ from vapor_desktop.gui import after_failover, words
 from vapor_desktop.gui.activity import event_fields, severity_icon
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.disks_tab import DisksTab
+from vapor_desktop.gui.drill_sheet import ProofDialog
 from vapor_desktop.gui.icons import SEVERITY_ICONS, icon, pixmap
 from vapor_desktop.gui.keyed_table import Field, RecordModel
 from vapor_desktop.gui.protection_columns import Row
@@ -159,6 +160,10 @@ class DetailPage(QWidget):
         row = QHBoxLayout()
         row.addWidget(self.pin)
         row.addWidget(self.unpin)
+        self.proof = QPushButton("&Proof…", page)
+        self.proof.setToolTip("The picture that a passed drill has left, and how long the boot took")
+        self.proof.clicked.connect(self._show_proof)
+        row.addWidget(self.proof)
         row.addWidget(self.kept)
         row.addStretch(1)
         row.addWidget(self._points_state)
@@ -293,6 +298,13 @@ class DetailPage(QWidget):
         point = self._point()
         self.pin.setEnabled(point is not None and not point.pins)
         self.unpin.setEnabled(point is not None and bool(point.pins))
+        self.proof.setEnabled(point is not None and point.proven_at is not None)
+
+    def _show_proof(self) -> None:
+        point, key = self._point(), self._key
+        if point is not None and key is not None:
+            self.dialog = ProofDialog(self._context, key, point.seq, self)
+            self.dialog.open()
 
     def _ask_pin(self) -> None:
         point, key = self._point(), self._key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -31,7 +32,15 @@ from vapor_desktop.engine.ports import PointRow
 from vapor_desktop.gui import words
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.error_box import sentence
-from vapor_desktop.model.drills import BOOT_S, DISK_LIMIT_BYTES, LASTS_MAX_S, LASTS_S, DrillCheck, DrillRecord
+from vapor_desktop.model.drills import (
+    BOOT_S,
+    DISK_LIMIT_BYTES,
+    LASTS_MAX_S,
+    LASTS_S,
+    DrillCheck,
+    DrillPicture,
+    DrillRecord,
+)
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.policy import Policy
 from vapor_desktop.model.states import Severity
@@ -200,6 +209,39 @@ class DrillSheet(QDialog):
             missing = "Ports are numbers from 1 to 65535."
         self.hint.setText(missing)
         self.go.setEnabled(not missing)
+
+
+class ProofDialog(QDialog):
+    """What a passed drill has left of a recovery point: its picture and its boot seconds."""
+
+    def __init__(self, context: Context, key: str, seq: int, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setWindowTitle(f"Proof of recovery point #{seq}")
+        self.text, self.picture = QLabel("Reading…", self), QLabel(self)
+        self.text.setWordWrap(True)
+        self.picture.setAccessibleName("Picture of the screen in the drill")
+        close = QPushButton("Close", self)
+        close.clicked.connect(self.accept)
+        box = QVBoxLayout(self)
+        box.addWidget(self.text)
+        box.addWidget(self.picture)
+        box.addWidget(close, 0, Qt.AlignmentFlag.AlignRight)
+        self.resize(760, 520)
+        backend = context.backend
+        context.bridge.ask(lambda: backend.point_proof(key, seq), self, self._show, self._failed)
+
+    def _failed(self, error: VaporError) -> None:
+        self.text.setText(sentence(error))
+
+    def _show(self, proof: DrillPicture) -> None:
+        boot = (
+            f"; its first sign of life came after {words.duration(proof.boot_s)}" if proof.boot_s is not None else ""
+        )
+        self.text.setText(f"A drill passed on it {words.local(proof.at, datetime.now(UTC))}{boot}.")
+        found = QPixmap()
+        if found.loadFromData(b64decode(proof.png)):
+            self.picture.setPixmap(found)
 
 
 class StopDrillSheet(QDialog):

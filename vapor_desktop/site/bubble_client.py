@@ -90,13 +90,26 @@ class ProbeLink:
         return dict(value["ok"])
 
 
+def answers(path: Path) -> bool:
+    """Does the bubble helper answer?"""
+    try:
+        _one(path, {"verb": "ping"})
+    except NotAllowed:
+        return False
+    return True
+
+
 def forget_logs(path: Path, names: Sequence[str]) -> None:
     """Remove libvirt's logs of drills' VMs; they are root's. Raises NotAllowed when the helper does not answer."""
+    _one(path, {"verb": "forget-logs", "names": list(names)})
+
+
+def _one(path: Path, request: dict[str, Any]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(ANSWER_S)
         try:
             link.connect(str(path))
-            link.sendall(json.dumps({"verb": "forget-logs", "names": list(names)}).encode() + b"\n")
+            link.sendall(json.dumps(request).encode() + b"\n")
             line = link.makefile("r").readline()
         except OSError as error:
             raise NotAllowed(

@@ -16,6 +16,7 @@ from vapor_desktop.model.errors import HypervisorFailed, HypervisorUnreachable, 
 from vapor_desktop.model.wire import DoctorCheck
 from vapor_desktop.site import guard_hook
 from vapor_desktop.site.alarm_targets import password_problem
+from vapor_desktop.site.bubble_client import answers as bubble_answers
 from vapor_desktop.site.deliveries import load
 from vapor_desktop.site.helper_client import HelperClient
 from vapor_desktop.site.identity import host_keys, site_id
@@ -50,6 +51,7 @@ def run_checks(settings: SiteSettings, versions: Versions) -> Iterator[DoctorChe
     yield _host_keys(settings)
     yield _command(settings)
     yield _helper(settings)
+    yield _bubble(settings)
     yield guard_hook.check(settings)
     yield from _alarms(settings)
 
@@ -191,6 +193,12 @@ def _helper(settings: SiteSettings) -> DoctorCheck:
     answers = HelperClient(settings.helper_socket, timeout_s=CONNECT_S).ping()
     found = f"{settings.helper_socket} {'answers' if answers else 'does not answer'}"
     return _check("root helper", answers, found, "`systemctl enable --now vapor-helper.socket`")
+
+
+def _bubble(settings: SiteSettings) -> DoctorCheck:
+    answers = bubble_answers(settings.bubble_socket)
+    found = f"{settings.bubble_socket} {'answers' if answers else 'does not answer: no drills here'}"
+    return _check("bubble helper", answers, found, "`systemctl enable --now vapor-bubble.socket`")
 
 
 def _alarms(settings: SiteSettings) -> Iterator[DoctorCheck]:

@@ -250,7 +250,8 @@ def _stop(ctx: StepContext) -> Result:
     record = api.stop_drill(ctx.done["find"]["drill_id"], request)
     if record.end is None:
         raise Conflict("The site has not ended the drill", why=record.trouble)
-    ctx.note("Nothing of it is left on the host" if not record.end.left else f"Left: {', '.join(record.end.left)}")
+    looked = ", ".join(f"{len(things)} × {kind}" for kind, things in record.end.after.things.items() if things)
+    ctx.note(f"Nothing of it is left on the host, which has {looked}")
     return _report(record, record.end, record.vm(p.vm_uuid))
 
 
@@ -287,11 +288,14 @@ def _settle(ctx: StepContext) -> Result:
     for q in shared:  # one bubble, one verdict
         records.update(repository, q.protection_id, change)
         records.cache_manifest(repository, q.protection_id, ctx.api(p.target_site).replica(q.vm_uuid).manifest)
-    return {
-        "rpo_target_s": p.policy.rpo_target_s,
-        "rpo_before_s": worst_rpo([s for s in samples if s.at < began]),
-        "rpo_during_s": worst_rpo([s for s in samples if s.at >= began]),
-    }
+    before, during = ([s for s in samples if (s.at < began) is early] for early in (True, False))
+    worst = {"rpo_before_s": worst_rpo(before), "rpo_during_s": worst_rpo(during)}
+    said = {name: "unknown" if value is None else f"{value:.1f} s" for name, value in worst.items()}
+    ctx.note(
+        f"Worst RPO in the {RPO_BEFORE.total_seconds() / 60:.0f} min before {said['rpo_before_s']}, "
+        f"during {said['rpo_during_s']}; the target is {p.policy.rpo_target_s} s"
+    )
+    return {"rpo_target_s": p.policy.rpo_target_s, **worst}
 
 
 def worst_rpo(samples: list[RpoSample]) -> float | None:
