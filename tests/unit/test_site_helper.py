@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.model.errors import Conflict, ImageToolFailed, NotAllowed, NotFound
 from vapor_desktop.site import helper_verbs as verbs
 from vapor_desktop.site.helper import Helper, listen_at
@@ -106,6 +107,33 @@ def test_bitmaps_of_ours_only(client: HelperClient, settings: SiteSettings) -> N
     client.bitmap_remove(image, "vapor-p-1-1")
     client.bitmap_remove(image, "vapor-p-1-1")
     assert "bitmaps" not in client.image_info(image)["format-specific"]["data"]
+
+
+def test_an_image_is_opened_to_the_group_unless_somebody_writes_it(
+    client: HelperClient, settings: SiteSettings, tmp_path: Path
+) -> None:
+    roots = settings.helper_image_roots
+    (roots[0] / "disks").mkdir()
+    (roots[0] / "run").mkdir()
+    below = _image(roots[0] / "disks" / "below.qcow2")
+    top = _image(roots[0] / "run" / "top.qcow2", "-b", "../disks/below.qcow2", "-F", "qcow2")
+    for path in (below, top):
+        path.chmod(0o600)
+    stamp = client.image_stamp(str(top))[0]
+    found = client.image_adopt(str(top))
+    assert (found["format"], found["size_bytes"], found["chain"], found["stamp"]) == ("qcow2", 1 << 20, 2, stamp)
+    assert [oct(path.stat().st_mode & 0o777) for path in (top, below)] == ["0o660", "0o640"]
+    nbd = subprocess.Popen(["qemu-nbd", "-t", "-f", "qcow2", "-k", str(tmp_path / "nbd"), str(top)])
+    try:
+        wait_until(lambda: client.image_stamp(str(top))[1], "the writer", timeout_s=10)
+        with pytest.raises(Conflict, match="has this image open"):
+            client.image_adopt(str(top))
+    finally:
+        nbd.kill()
+        nbd.wait()
+    outside = _image(tmp_path / "outside.qcow2")
+    with pytest.raises(NotAllowed):
+        client.image_adopt(str(outside))
 
 
 def test_export_gives_the_data_and_ends_with_its_caller(client: HelperClient, settings: SiteSettings) -> None:

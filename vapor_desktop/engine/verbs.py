@@ -79,7 +79,10 @@ class Recovery:
         return max(progress.total_bytes - progress.done_bytes, 0) if progress else None
 
     def pin(self, protection_id: str, seq: int, note: str | None) -> None:
-        """Pin a point (note) or let the user's pins go (None)."""
+        """Pin a point (note) or let the user's pins go (None).
+
+        What is kept at the source, since the VM came home from another direction, is let go there.
+        """
 
         def act(manifest: Manifest, grant: WriteGrant, vm: str, site: Site) -> Manifest:
             api = self._gateway.api(site)
@@ -91,7 +94,12 @@ class Recovery:
                     manifest = api.unpin(vm, seq, pin, grant)
             return manifest
 
-        self._under_lease(protection_id, "pin", act)
+        p = self._protection(protection_id)
+        at_source = (
+            note is None
+            and self._gateway.api(self._site(p.target_site)).replica(p.vm_uuid).manifest.entry(seq) is None
+        )
+        self._under_lease(protection_id, "pin", act, at=p.source_site if at_source else p.target_site)
 
     def delete_replica(self, protection_id: str) -> None:
         """Delete the replica at the target (the caller has asked for the typed confirmation)."""
@@ -121,10 +129,15 @@ class Recovery:
         self._under_lease(protection_id, "let go", act)
 
     def _under_lease(
-        self, protection_id: str, purpose: str, act: Callable[[Manifest, WriteGrant, str, Site], Manifest]
+        self,
+        protection_id: str,
+        purpose: str,
+        act: Callable[[Manifest, WriteGrant, str, Site], Manifest],
+        at: str | None = None,
     ) -> None:
+        """``at``: another site than the target; what is there is no cache of ours."""
         p = self._protection(protection_id)
-        site = self._site(p.target_site)
+        site = self._site(at or p.target_site)
         api = self._gateway.api(site)
         with HeldLease(api, p.vm_uuid, self._identity.engine_id, self._identity.name, purpose, wait_s=30) as lease:
             manifest = api.replica(p.vm_uuid).manifest
@@ -135,7 +148,9 @@ class Recovery:
                 source_site=manifest.source_site,
                 parent_seq=newest.seq if newest else None,
             )
-            records.cache_manifest(self._repository, protection_id, act(manifest, grant, p.vm_uuid, site))
+            after = act(manifest, grant, p.vm_uuid, site)
+        if site.site_id == p.target_site:
+            records.cache_manifest(self._repository, protection_id, after)
 
     def _protection(self, protection_id: str) -> Protection:
         p = self._repository.protection(protection_id)

@@ -28,6 +28,7 @@ def write_down(link: Link, vm_uuid: str, disk: str, foot: str, cancelled: Callab
     pause = threading.Event()
     with link.domain(vm_uuid, f"Disk {disk} could not be written down into {foot}") as dom:
         if _source(_disk(dom, disk)) == os.path.normpath(foot):
+            _name_it(dom, disk, foot)
             return
         if not dom.isActive():
             raise Conflict("The VM is off", fix="Its disks become flat when it runs, or when it has gone home")
@@ -47,6 +48,16 @@ def write_down(link: Link, vm_uuid: str, disk: str, foot: str, cancelled: Callab
             if time.monotonic() > deadline:
                 raise HypervisorFailed(f"Disk {disk} does not use {foot} after its pivot")
             pause.wait(POLL_S)
+        _name_it(dom, disk, foot)
+
+
+def _name_it(dom: Any, disk: str, foot: str) -> None:
+    """The stored definition names the file plainly; libvirt wrote down the way through the chain ("run/2/../..")."""
+    root = parse_root(dom.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+    for source in root.findall(f"./devices/disk/target[@dev='{disk}']/../source"):
+        if source.get("file") != foot:
+            source.set("file", foot)
+            dom.connect().defineXMLFlags(etree.tostring(root, encoding="unicode"), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
 
 def _begun(dom: Any, disk: str) -> bool:

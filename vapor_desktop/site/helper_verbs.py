@@ -166,9 +166,17 @@ def check_export(settings: SiteSettings, image: str, fmt: str, bitmap_name: str)
 
 
 def chain_of(image: str) -> list[dict[str, Any]]:
-    """``qemu-img info --backing-chain``, top first. Raises ImageToolFailed."""
-    found = json.loads(_tool("qemu-img", "info", "-U", "--backing-chain", "--output=json", "--", image))
-    return list(found)
+    """``qemu-img info --backing-chain``, top first. Raises ImageToolFailed.
+
+    A relative backing name is told with its "..": where that leads is resolved, symlinks and all.
+    """
+    found: list[dict[str, Any]] = json.loads(
+        _tool("qemu-img", "info", "-U", "--backing-chain", "--output=json", "--", image)
+    )
+    for item in found:
+        if ".." in Path(str(item["filename"])).parts:
+            item["filename"] = os.path.realpath(str(item["filename"]))
+    return found
 
 
 def _tool(*argv: str) -> str:

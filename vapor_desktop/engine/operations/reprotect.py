@@ -238,6 +238,7 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
         if q.phase is not Phase.REPROTECTING:
             return q
         to = Phase.PROTECTED if "first-sync" in ctx.done else Phase.INITIAL_SYNC
+        to = Phase.PAUSED if q.paused else to
         return records.to_phase(to)(q).model_copy(update={"failures": 0, "not_before": None})
 
     records.update(repository, p.protection_id, change)

@@ -62,7 +62,7 @@ def make(layout: Layout, manifest: Manifest, drill_id: str, seq: int) -> DrillFi
         if not overlay.exists():
             aside = directory / f".{target}.new"
             aside.unlink(missing_ok=True)
-            images.create(aside, entry.sizes[target], f"../../disks/{name}")
+            images.create(aside, entry.sizes[target], name if name.startswith("/") else f"../../disks/{name}")
             aside.rename(overlay)
             sync_file(overlay)
             steps.reached("drill-overlay")

@@ -89,9 +89,8 @@ def finish(layout: Layout, manifest: Manifest, request: FoldRequest, site_id: st
         if ours and image not in feet and not refs.used_by_domain(image):
             remove(image)
             steps.reached("fold-deleted")
-    for directory in numbered(layout.runs).values():
-        if not any(directory.iterdir()):  # the VM's varstore lies in the one that it runs from
-            remove_flat(directory)
+    # The run's directory stays until the VM has gone on: its varstore lies there, and libvirt's live name of the
+    # lower file leads through it ("run/2/../../disks/NAME").
     for table in layout.digests.iterdir():
         remove(table)
     sync_dir(layout.disks)
