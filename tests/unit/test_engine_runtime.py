@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from vapor_desktop.engine.ports import PointRow
 from vapor_desktop.engine.runtime import Engine, new_identity
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.model.errors import NotFound, SiteUnreachable, TokenRevoked, VaporError
+from vapor_desktop.model.manifest import Epoch, Manifest
 from vapor_desktop.model.operations import OperationState, StepState
 from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.sites import Protection, Site
@@ -119,6 +121,43 @@ def test_a_dark_source_is_said_and_unknown_is_not_zero(engine: Engine, backend: 
     assert row.rpo_health is RpoHealth.NO_POINT
     assert row.protection.not_before is not None
     assert {b.key for b in backend.snapshot().banners} >= {"site:A", "site:B"}
+
+
+class Target:
+    """B answers one question: what its manifest says."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def replica(self, vm_uuid: str) -> Any:
+        return SimpleNamespace(manifest=self._manifest)
+
+    def __getattr__(self, name: str) -> Any:
+        raise SiteUnreachable(f"B does not answer {name}")
+
+
+@pytest.mark.parametrize(("provisional", "phase"), [(2, Phase.PROVISIONAL), (0, Phase.FAILED_OVER)])
+def test_with_a_dark_source_the_target_is_asked_who_owns_the_vm(
+    engine: Engine, gateway: DarkGateway, monkeypatch: pytest.MonkeyPatch, provisional: int, phase: Phase
+) -> None:
+    """A person took it over on the target's own host, without a console."""
+    told = Manifest(
+        vm_uuid="u1",
+        vm_name="web",
+        protection_id="p1",
+        source_site="A",
+        target_site="B",
+        epoch=Epoch(number=2, owner="B"),
+        provisional=provisional,
+    )
+    dark = gateway.api
+    monkeypatch.setattr(gateway, "api", lambda site: Target(told) if site.site_id == "B" else dark(site))
+
+    def seen() -> bool:
+        p = engine.repository.protection("p1")
+        return p is not None and (p.phase, p.epoch_number, p.epoch_owner) == (phase, 2, "B")
+
+    wait_until(seen, "what was done there", timeout_s=30)
 
 
 def test_a_breach_opens_one_alert_and_a_known_age_grows(engine: Engine, backend: EngineBackend) -> None:
