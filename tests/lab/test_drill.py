@@ -133,6 +133,7 @@ def test_a_copy_boots_in_a_bubble_while_cycles_run_and_leaves_nothing(stage: Sta
     row = stage.row(NAME).protection
     assert (row.drill, row.verification) == (DrillState.NONE, Verification.PASSED)
     assert stopped.result["rpo_during_s"] is not None
+    assert "failed" not in {c.outcome for c in stage.backend.cycles(key) if c.started_at >= done.started_at}
     print({k: stopped.result[k] for k in ("rpo_before_s", "rpo_during_s", "inventory")})
 
 

@@ -43,7 +43,7 @@ from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
 from vapor_desktop.model.errors import DomainBusy, InvalidRequest, Unexpected, VaporError
-from vapor_desktop.model.operations import Operation, OperationKind
+from vapor_desktop.model.operations import Operation, OperationKind, is_beside
 from vapor_desktop.model.plans import PlanMode
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase
@@ -580,11 +580,12 @@ class Engine:
 
     def _begin(self, args: dict[str, object]) -> dict[str, object]:
         """Start a durable operation; its id."""
-        protection_id = str(args["protection_id"])
-        self._cancel_cycle(protection_id)
+        protection_id, kind = str(args["protection_id"]), OperationKind(str(args["kind"]))
+        if not is_beside(kind):
+            self._cancel_cycle(protection_id)
         details = args.get("args")
         operation = self.operations.begin(
-            OperationKind(str(args["kind"])),
+            kind,
             protection_id,
             dict(details) if isinstance(details, dict) else {},
             str(args.get("reason", "")),

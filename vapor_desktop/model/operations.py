@@ -146,8 +146,12 @@ class Operation(Value):
 
 def exclusion(kind: OperationKind, vm_uuid: str) -> str:
     """One open operation per VM; but drills take nothing that others need: they are beside everything else."""
-    beside = kind in {OperationKind.DRILL, OperationKind.STOP_DRILL}
-    return f"{vm_uuid}/drill" if beside else vm_uuid
+    return f"{vm_uuid}/drill" if is_beside(kind) else vm_uuid
+
+
+def is_beside(kind: OperationKind) -> bool:
+    """Do cycles, and other operations, go on meanwhile?"""
+    return kind in {OperationKind.DRILL, OperationKind.STOP_DRILL}
 
 
 def was_interrupted(operation: Operation, now: datetime) -> bool:
