@@ -63,6 +63,14 @@ class GuardBook:
         """Raises NotFound, Unexpected (damaged)."""
         return _read(self._path(vm_uuid))
 
+    def changed(self, vm_uuid: str) -> tuple[int, int] | None:
+        """Something that differs after every change of the record; None while there is none. No more than a look."""
+        try:
+            found = (self._directory / f"{vm_uuid}.json").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
     def find(self, vm: str) -> GuardRecord:
         """By UUID or by name. Raises NotFound, also for a name that two VMs have."""
         found = [record for record in self.all() if vm in (record.vm_uuid, record.vm_name)]

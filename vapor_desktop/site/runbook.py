@@ -31,7 +31,7 @@ from vapor_desktop.site.tpm import TpmKeeper
 
 _log = logging.getLogger("vapor.runbook")
 
-TICK_S = 0.5
+TICK_S = 1.0
 AGAIN_S = 10.0  # after a failure
 
 
@@ -161,6 +161,10 @@ class Runbooks:
         except NotFound:
             return None
 
+    def guard_changed(self, vm: str) -> object:
+        """Something that differs after every change of it."""
+        return self._guards.changed(vm)
+
     def _refused(self, vm: str) -> str:
         try:
             record = self.guard_record(vm)
@@ -214,11 +218,10 @@ class RunbookKeeper:
                 self._not_before[vm] = time.monotonic() + AGAIN_S
 
     def _keep(self, vm: str) -> None:
-        record = self._runbooks.guard_record(vm)
-        seen = (self._store.changed(vm), record)
+        seen = (self._store.changed(vm), self._runbooks.guard_changed(vm))
         if seen == self._seen.get(vm) or time.monotonic() < self._not_before.get(vm, 0.0):
             return
-        says = (_matters(self._store.manifest(vm)), record)
+        says = (_matters(self._store.manifest(vm)), seen[1])
         if says != self._written.get(vm):
             self._runbooks.write(vm)
             self._written[vm] = says
