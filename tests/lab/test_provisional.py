@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import proofs
 import pytest
@@ -49,6 +52,14 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
             remove_guests(lab)
 
 
+def ctl(*words: str) -> dict[str, Any]:
+    """``vaporctl … --json`` beside the living engine, which does it."""
+    asked = [sys.executable, "-m", "vapor_desktop.cli.main", *words, "--json"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{words}: {done.stdout}\n{done.stderr}"
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
 def operate(stage: Stage, kind: OperationKind, **args: object) -> Operation:
     backend = stage.backend
     begun = backend.begin_operation(kind, stage.row(NAME).key, args, "because the lab wants it")
@@ -81,8 +92,7 @@ def test_a_provisional_failover_is_rolled_back_and_what_ran_is_kept(stage: Stage
     entry = proofs.view(stage, NAME).manifest.entry(older)
     assert entry is not None
     said = len(b.serial(NAME))
-    done = operate(stage, OperationKind.ROLLBACK, seq=older, force=True)
-    assert done.state is OperationState.DONE, (done.question, done.error)
+    ctl("roll-back", NAME, "--point", str(older), "--force", "--reason", "the lab wants it", "--confirm", NAME)
     assert state(stage, "b") == "running"
     now = disk_of(b)
     assert now != ran_on
@@ -160,8 +170,9 @@ def test_a_split_brain_is_noticed_and_the_loser_at_the_old_primary_is_kept(stage
     assert found.target.changed_bytes
     assert found.source.epoch == found.target.epoch + 1 if found.target.epoch else False
     runs_at_b, image = disk_of(b), disk_of(a)
-    done = operate(stage, OperationKind.RESOLVE, winner="target", force=True)
-    assert done.state is OperationState.DONE, (done.question, done.error)
+    told = ctl("resolve", NAME)
+    assert [side["state"] for side in told["sides"]] == ["running", "running"]
+    ctl("resolve", NAME, "--keep", "site-b", "--force", "--reason", "the lab wants it", "--confirm", NAME)
     assert (state(stage, "a"), state(stage, "b")) == ("shut off", "running")
     assert disk_of(b) == runs_at_b
     assert a.path(image).exists()

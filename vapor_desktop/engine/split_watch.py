@@ -50,9 +50,30 @@ class SplitWatch:
         taken = [p for p in candidates if p.phase in TAKEN_OVER]
         twice = self._seen_at_target()
         taken += [p for p in candidates if p.phase in _SOURCE_SIDE and (p.vm_uuid, p.target_site) in twice]
+        self._ask_to_commit(candidates)
         self._look_at_dark(taken)
         changed = [self._look(p) for p in taken]
         return any(changed)
+
+    def _ask_to_commit(self, candidates: Iterable[Protection]) -> None:
+        """In the history, once for each time that it is due; the alert beside it stays open."""
+        now = self._clock.now()
+        for p in candidates:
+            if p.phase is not Phase.PROVISIONAL or p.commit_ask_at is None or now < p.commit_ask_at:
+                continue
+            key, due = f"commit-asked/{p.protection_id}", p.commit_ask_at.isoformat()
+            if self._repository.setting(key) == due:
+                continue
+            self._repository.set_setting(key, due)
+            text = f"“{p.vm_name}” still runs provisionally: commit the failover, or roll it back"
+            records.note(
+                self._repository,
+                now,
+                "commit-asked",
+                text,
+                severity=Severity.WARNING,
+                protection_id=p.protection_id,
+            )
 
     def _seen_at_target(self) -> set[tuple[str, str]]:
         return {(vm.vm_uuid, vm.site_id) for vm in self._sites.vms() if vm.state in ON}

@@ -34,7 +34,7 @@ def switch_off(ctx: StepContext, site_id: str, step: str, *ways_out: Choice, for
         return "it was off"
     answer = ctx.answers.get(step)
     at_once = bool(ctx.operation.args.get("force")) if force is None else force
-    if answer == FORCE.key or (answer is None and at_once):
+    if answer == FORCE.key or (answer != WAIT.key and at_once):
         hv.destroy(vm)
         how = "switched off by the operator"
     else:
