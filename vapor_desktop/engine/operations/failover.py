@@ -126,7 +126,9 @@ def _take_over(ctx: StepContext) -> Result:
     run = api.run(p.vm_uuid, request)
     tell_target(ctx, run.epoch, "failed over")
     ctx.note(f"Overlays on recovery point {run.seq}, epoch {epoch.number}")
-    return {"seq": run.seq, "epoch": epoch.number}
+    # Done again, after it broke off or when it stands already: a commit of before is not taken back.
+    stands = manifest.epoch == epoch and manifest.provisional != epoch.number
+    return {"seq": run.seq, "epoch": epoch.number, "stands": stands}
 
 
 def _start(ctx: StepContext) -> Result:
@@ -176,8 +178,11 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
         return
     taken = ctx.done["take-over"]
     change = records.provisional(taken["epoch"], p.target_site, now + COMMIT_ASK)
+    if taken["stands"]:
+        change = records.failed_over(taken["epoch"], p.target_site)
     records.update(repository, p.protection_id, change)
-    text = f"Failed over from point {taken['seq']} in {ctx.done['start']['running_after_s']:.1f} s; not committed yet"
+    text = f"Failed over from point {taken['seq']} in {ctx.done['start']['running_after_s']:.1f} s"
+    text += "" if taken["stands"] else "; not committed yet"
     lines = [(text, "failed-over"), *((n, "failover-note") for n in ctx.done["start"]["notes"])]
     for line, kind in lines:
         records.note(repository, now, kind, line, severity=Severity.WARNING, protection_id=p.protection_id)
