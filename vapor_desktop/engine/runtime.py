@@ -69,6 +69,7 @@ _NO_CYCLES = {
     Phase.PROVISIONAL,
     Phase.FAILED_OVER,
     Phase.MIGRATING,
+    Phase.REPROTECTING,
     Phase.SPLIT_BRAIN,
     Phase.SPLIT_BRAIN_RISK,
 }

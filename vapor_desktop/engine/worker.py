@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 _WAIT_ONLY = {"VM-BUSY", "LEASE-HELD", "TRANSFER-CANCELLED"}
 _SITE_GONE = {"SITE-UNREACHABLE", "LIBVIRT-UNREACHABLE"}
 _TAKEN_OVER = {
+    Phase.REPROTECTING,  # its operation says what became of it
     Phase.FAILING_OVER,
     Phase.PROVISIONAL,
     Phase.FAILED_OVER,

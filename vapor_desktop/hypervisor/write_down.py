@@ -52,12 +52,21 @@ def write_down(link: Link, vm_uuid: str, disk: str, foot: str, cancelled: Callab
 
 
 def _name_it(dom: Any, disk: str, foot: str) -> None:
-    """The stored definition names the file plainly; libvirt wrote down the way through the chain ("run/2/../..")."""
+    """The stored definition names the file plainly, as one that never had a chain.
+
+    libvirt wrote down the way through the chain ("run/2/../.."), and an empty <backingStore/>.
+    """
     root = parse_root(dom.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
-    for source in root.findall(f"./devices/disk/target[@dev='{disk}']/../source"):
-        if source.get("file") != foot:
+    before = etree.tostring(root)
+    for node in root.findall(f"./devices/disk/target[@dev='{disk}']/.."):
+        source, below = node.find("./source"), node.find("./backingStore")
+        if source is not None:
             source.set("file", foot)
-            dom.connect().defineXMLFlags(etree.tostring(root, encoding="unicode"), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        if below is not None and len(below) == 0:
+            node.remove(below)
+    if etree.tostring(root) != before:
+        flags = libvirt.VIR_DOMAIN_DEFINE_VALIDATE
+        dom.connect().defineXMLFlags(etree.tostring(root, encoding="unicode"), flags)
 
 
 def _begun(dom: Any, disk: str) -> bool:
