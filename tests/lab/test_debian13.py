@@ -14,7 +14,7 @@ from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.stage import Stage
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.soak, pytest.mark.timeout(900)]
 CACHE = Path.home() / ".cache/vapor-lab"
 
 
