@@ -1,4 +1,9 @@
-"""One libvirt connection that comes back: opened on first use, dropped when it dies, opened again."""
+"""Connections to one libvirt that come back: opened on first use, dropped when they die, opened again.
+
+Never two threads inside one virConnect: libvirt's client before 10.4 (so Debian 12's) reads freed memory when a
+connection that several threads wait on dies (CVE-2024-4418), and takes the whole process with it. So each call has a
+connection of its own for as long as it lasts.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import libvirt
@@ -17,52 +22,67 @@ from vapor_desktop.hypervisor.events import ensure_event_loop
 _log = logging.getLogger(__name__)
 
 KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
+# Threads in calls at once; one more waits. Each is a session of the site's ssh, which takes 10 of one client.
+MOST = 3
 
 
 @dataclass(slots=True, eq=False)
 class _Opened:
-    """A virConnect, who is inside a call of it, and whether it is to be closed after them."""
+    """A virConnect, and whose it is just now. ``retired``: to be closed by the one who has it."""
 
     conn: Any
-    callbacks: list[int]
-    users: int = 0
+    callbacks: list[int] = field(default_factory=list)
+    busy: bool = True
     retired: bool = False
 
 
+class _Here(threading.local):
+    """A thread's own: what it has, and how deep it is inside calls."""
+
+    opened: _Opened | None = None
+    depth: int = 0
+
+
 class Link:
-    """One virConnect. Safe from several threads; libvirtd runs at most 5 of its calls at once.
+    """A few virConnects. Safe from several threads.
 
     Calls that may wait (a freeze, a job's lock) belong on a Link of their own [facts/libvirt 3.4].
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._lock = threading.Lock()
-        self._opened: _Opened | None = None
+        self._free = threading.Condition()
+        self._all: list[_Opened] = []
+        self._opening = 0
+        self._here = _Here()
         self._version = 0
-        # Called with each new virConnect before anybody uses it; answers the ids of the callbacks it registered.
+        # Called with a virConnect that is to listen for all; answers the ids of the callbacks it registered.
         self.on_open: Callable[[Any], list[int]] | None = None
+        self._listener: _Opened | None = None
 
     @contextmanager
     def call(self, what: str) -> Iterator[Any]:
-        """The live virConnect; libvirt's errors leave as ours, naming ``what`` failed.
+        """A live virConnect, this thread's alone; libvirt's errors leave as ours, naming ``what`` failed.
 
         Raises HypervisorUnreachable when it cannot be opened or dies meanwhile.
         """
-        opened = self._open(what)
+        here = self._here
+        if here.opened is None:
+            here.opened = self._take(what)
+        opened = here.opened
+        here.depth += 1
         try:
             yield opened.conn
         except libvirt.libvirtError as error:
             alive = _alive(opened.conn)
             if not alive:
-                self._drop(opened)
+                opened.retired = True
             raise translate(error, what, alive=alive) from error
         finally:
-            with self._lock:
-                opened.users -= 1
-                last = opened.retired and opened.users == 0
-            if last:
-                _close(opened)
+            here.depth -= 1
+            if here.depth == 0:
+                here.opened = None
+                self._give_back(opened)
 
     @contextmanager
     def domain(self, vm_uuid: str, what: str) -> Iterator[Any]:
@@ -81,52 +101,85 @@ class Link:
             return _dotted(conn.getLibVersion()), _dotted(conn.getVersion())
 
     def close(self) -> None:
-        """Close it as soon as nobody is inside a call any more; the next call opens another."""
-        with self._lock:
-            opened, self._opened = self._opened, None
-        if opened is not None:
-            self._retire(opened)
+        """Close them, those in use as soon as they are left; the next call opens another."""
+        with self._free:
+            idle = [o for o in self._all if not o.busy]
+            for opened in self._all:
+                opened.retired = True
+            self._all, self._listener = [], None
+        for opened in idle:
+            _close(opened)
+
+    # --- whose is which ---------------------------------------------------------------------------------
+    def _take(self, what: str) -> _Opened:
+        while True:
+            found = self._idle_or_room()
+            if found is None:
+                found = self._open(what)
+            elif not _alive(found.conn):
+                found.retired = True
+                self._give_back(found)
+                continue
+            self._let_listen(found, what)
+            return found
+
+    def _idle_or_room(self) -> _Opened | None:
+        """One that nobody has, or None when another may be opened."""
+        with self._free:
+            while True:
+                for opened in self._all:
+                    if not opened.busy:
+                        opened.busy = True
+                        return opened
+                if len(self._all) + self._opening < MOST:
+                    self._opening += 1
+                    return None
+                self._free.wait()
 
     def _open(self, what: str) -> _Opened:
-        with self._lock:
-            old = self._opened
-            if old is not None and _alive(old.conn):
-                old.users += 1
-                return old
-            self._opened = None
-        if old is not None:
-            self._retire(old)
-        with self._lock:
-            if self._opened is None:
-                self._opened = self._connect(what)
-            self._opened.users += 1
-            return self._opened
-
-    def _connect(self, what: str) -> _Opened:
         ensure_event_loop()
+        made: _Opened | None = None
         try:
             conn = libvirt.open(self.uri)
             _keep_alive(conn)
             self._version = int(conn.getLibVersion())
-            return _Opened(conn, self.on_open(conn) if self.on_open is not None else [])
+            made = _Opened(conn)
+            return made
         except libvirt.libvirtError as error:
             raise translate(error, what, alive=False) from error
+        finally:
+            with self._free:
+                self._opening -= 1
+                if made is not None:
+                    self._all.append(made)
+                self._free.notify()
 
-    def _drop(self, opened: _Opened) -> None:
-        with self._lock:
-            if self._opened is not opened:  # another thread noticed it first
+    def _let_listen(self, opened: _Opened, what: str) -> None:
+        """One of them hears of events for all."""
+        if self.on_open is None:
+            return
+        with self._free:
+            listener = self._listener
+            if opened.retired or (listener is not None and (listener is opened or _alive(listener.conn))):
                 return
-            self._opened = None
-        self._retire(opened)
-
-    def _retire(self, opened: _Opened) -> None:
-        """libvirt frees what it closes, under the feet of whoever is inside a call: the last one out closes it."""
-        with self._lock:
-            if opened.retired:
-                return
+            self._listener = opened
+        try:
+            opened.callbacks = self.on_open(opened.conn)
+        except libvirt.libvirtError as error:
             opened.retired = True
-            idle = opened.users == 0
-        if idle:
+            self._give_back(opened)
+            raise translate(error, what, alive=False) from error
+
+    def _give_back(self, opened: _Opened) -> None:
+        with self._free:
+            opened.busy = False
+            retired = opened.retired
+            if retired:
+                self._all = [o for o in self._all if o is not opened]
+                if self._listener is opened:
+                    self._listener = None
+            self._free.notify()
+        if retired:
             _close(opened)
 
 
