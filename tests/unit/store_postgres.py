@@ -19,15 +19,9 @@ def postgres_server() -> Iterator[str]:
         raise RuntimeError("PostgreSQL's server programs are not installed (Debian: apt install postgresql)")
     programs = found[-1].parent
     home = Path(tempfile.mkdtemp(prefix="vapor-pg-", dir="/tmp"))
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+    if os.geteuid() == 0:
         shutil.chown(home, "postgres", "postgres")
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
-
-    def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, cwd="/", stdout=subprocess.DEVNULL)
-
-    data = home / "data"
+    run, data = _run, home / "data"
     control = [str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(home / "log")]
     try:
         run(str(programs / "initdb"), "-D", str(data), "-U", "vapor", "-A", "trust", "-E", "UTF8", "--no-sync")
@@ -39,6 +33,19 @@ def postgres_server() -> Iterator[str]:
             run(*control, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(home)
+
+
+def _run(*command: str) -> None:
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+    run_as = as_user if os.geteuid() == 0 else []  # PostgreSQL refuses to run as root
+    subprocess.run([*run_as, *command], check=True, cwd="/", stdout=subprocess.DEVNULL)
+
+
+def crash(url: str) -> None:
+    """End the server of that URL at once, as a power cut would, and start it again as it was started."""
+    home = Path(url.rpartition("host=")[2])
+    control = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))[-1]
+    _run(str(control), "-D", str(home / "data"), "-w", "-l", str(home / "log"), "-m", "immediate", "restart")
 
 
 def new_database(url: str, name: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_postgres import new_database, postgres_server
+from store_postgres import crash, new_database, postgres_server
 
 from vapor_desktop.app import SystemClock
 from vapor_desktop.engine import sharing
@@ -304,6 +304,24 @@ def test_an_engine_that_froze_is_fenced_off_when_it_comes_back(desk: Desk) -> No
         one.send_signal(signal.SIGCONT)
         desk.settled(one.pid, two.pid)  # and it gets its share back
         never_twice(desk)
+
+
+def test_a_database_that_crashes_under_operations_fails_none_of_them(desk: Desk) -> None:
+    with desk.engine("service") as one:
+        desk.settled(one.pid)
+        for key in VMS:
+            asked = {"kind": "planned migration", "protection_id": key, "reason": "test", "asked_by": "me"}
+            desk.repository.ask("begin", dict(asked), "me", 30)
+        wait_until(lambda: len(in_two(desk)) == len(VMS), "the operations in their second step", timeout_s=20)
+        desk.repository.close()
+        (desk.folder / "go").touch()  # the steps end while the server is away
+        crash(desk.url)
+        desk.repository = SqlRepository(desk.url)
+        wait_until(lambda: all(o.ended for o in desk.repository.operations()), "the end of all", timeout_s=60)
+        assert {o.state for o in desk.repository.operations()} == {OperationState.DONE}
+        desk.settled(one.pid)
+        never_twice(desk)
+        desk.repository.close()
 
 
 @pytest.mark.parametrize("desk", ["sqlite"], indirect=True)

@@ -23,9 +23,14 @@ def acting(living: Sequence[EngineRow], *, shared: bool) -> tuple[str, ...]:
     """Ids of the engines that act, the leading one first. Ids begin with their start time: the oldest leads."""
     if not living:
         return ()
-    best = min(_RANK[e.kind] for e in living)
-    ids = sorted(e.engine_id for e in living if _RANK[e.kind] == best)
+    best = min(map(_rank, living))
+    ids = sorted(e.engine_id for e in living if _rank(e) == best)
     return tuple(ids if shared and best == _RANK["service"] else ids[:1])
+
+
+def _rank(engine: EngineRow) -> int:
+    """A kind that a newer program has thought of comes last."""
+    return _RANK.get(engine.kind, len(_RANK))
 
 
 def proper(protection_id: str, engines: Sequence[str]) -> str | None:
