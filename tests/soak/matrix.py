@@ -148,7 +148,7 @@ def run_cell(lab: Lab, home: Path, cell: Cell, report: Report) -> str:
     wanted = state if fault == NONE else report.baseline(kind)
     if wanted is None:
         wrong.append("there is no undisturbed run to compare with")
-    elif wanted != state:
+    elif state and wanted != state:
         wrong += [
             f"{key}: {state.get(key)} instead of {wanted[key]}" for key in wanted if wanted[key] != state.get(key)
         ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_faults import KILL, NONE, REPLICAS, Fault, NeverBoth
-from matrix_scenes import NAME, OP_S, REASON, SCENES, Scene, answer, begin, key_of
+from matrix_scenes import NAME, OP_S, REASON, SCENES, Scene, answer, begin, key_of, wait_for_other_question
 
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.lab import Lab
@@ -94,17 +94,8 @@ def to_its_end(stage: Stage, operation_id: str, scene: Scene, words: list[str]) 
         if operation.ended:
             return operation
         words.append(answer(stage.backend, operation_id, scene.answers))
-        wait_for_other_question(stage, operation)
+        wait_for_other_question(stage.backend, operation)
     raise AssertionError(f"It asked {TRIES} times: {words[-1]}")
-
-
-def wait_for_other_question(stage: Stage, asked: Operation) -> None:
-    """Until the answer has been taken."""
-
-    def taken() -> bool:
-        return stage.backend.operation(asked.operation_id).question != asked.question
-
-    wait_until(taken, "the answer", timeout_s=30)
 
 
 def killed(stage: Stage, scene: Scene, step: str, words: list[str]) -> Operation:

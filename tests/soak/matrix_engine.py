@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from matrix_scenes import OP_S, SCENES, answer, begin
+from matrix_scenes import OP_S, SCENES, answer, begin, wait_for_other_question
 
 from vapor_desktop import app
 from vapor_desktop.model.operations import OperationKind
@@ -31,8 +31,9 @@ def main(kind: str, protection_id: str, args: str, step: str, moment: str) -> in
         program.engine.operations.observer = die
         wanted = OperationKind(kind)
         begun = begin(wanted, program.backend, protection_id, json.loads(args))
-        while not program.backend.wait_operation(begun, OP_S).ended:
+        while not (seen := program.backend.wait_operation(begun, OP_S)).ended:
             answer(program.backend, begun, SCENES[wanted].answers)
+            wait_for_other_question(program.backend, seen)
     return 3
 
 

@@ -16,7 +16,7 @@ from vapor_desktop.lab.guests import GuestSpec
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.errors import from_wire
-from vapor_desktop.model.operations import OperationKind, OperationState
+from vapor_desktop.model.operations import Operation, OperationKind, OperationState
 from vapor_desktop.model.plans import Plan, PlanMode, PlanVm, Tier
 from vapor_desktop.model.states import Phase
 
@@ -200,3 +200,12 @@ def answer(backend: Backend, operation_id: str, answers: Mapping[str, str]) -> s
         raise AssertionError(f"“{question.text}” offers only {', '.join(offered)}")
     backend.answer_question(operation_id, question.question_id, wanted)
     return f"{question.text} -> {wanted}"
+
+
+def wait_for_other_question(backend: Backend, asked: Operation) -> None:
+    """Until the answer has been taken."""
+
+    def taken() -> bool:
+        return backend.operation(asked.operation_id).question != asked.question
+
+    wait_until(taken, "the answer", timeout_s=30)
