@@ -175,7 +175,7 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
 
 
 def _phase(p: Protection, m: Manifest) -> Phase:
-    """That the source is back, off and fenced, is seen by the engine's next look: sooner or later, not by the fault."""
+    """That the source is back, off and fenced, is seen by the next look at it: sooner or later, whatever the fault."""
     if p.phase is not Phase.SPLIT_BRAIN_RISK:
         return p.phase
     return Phase.PROVISIONAL if m.provisional == m.epoch.number else Phase.FAILED_OVER
