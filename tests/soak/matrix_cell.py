@@ -175,7 +175,7 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
 
 
 def _phase(p: Protection, m: Manifest) -> Phase:
-    """That the source is back, off and fenced, is seen by the next look at it: sooner or later, whatever the fault."""
+    """When the source is seen to be back, off and fenced, is a matter of the next look at it, not of the fault."""
     if p.phase is not Phase.SPLIT_BRAIN_RISK:
         return p.phase
     return Phase.PROVISIONAL if m.provisional == m.epoch.number else Phase.FAILED_OVER
