@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,9 +19,10 @@ from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage, remove_guests
+from vapor_desktop.model.errors import EditOutdated
 from vapor_desktop.model.operations import Operation, OperationKind, OperationState, StepState
 from vapor_desktop.model.plan_report import report_of
-from vapor_desktop.model.plans import Address, CheckKind, Plan, PlanMode, PlanVm, Tier, WaitFor
+from vapor_desktop.model.plans import Plan, PlanMode
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(420)]
 DATA, FRONT = "stock", "shop"
@@ -48,27 +51,48 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
             remove_guests(lab)
 
 
-def plan_for(stage: Stage) -> Plan:
-    """The data first and seen by its agent; then a person; then the front by its port, under a new address."""
-    uuids = {name: stage.row(name).protection.vm_uuid for name in NAMES}
-    net = stage.lab.sites["b"].layout.network_prefix
-    data = PlanVm(vm_uuid=uuids[DATA], name=DATA, checks=(WaitFor(kind=CheckKind.AGENT),))
-    front = PlanVm(
-        vm_uuid=uuids[FRONT],
-        name=FRONT,
-        addresses=(Address(address=f"{net}.77/24", gateway=f"{net}.1"),),
-        checks=(WaitFor(kind=CheckKind.RUNNING), WaitFor(kind=CheckKind.TCP, port=80)),
-    )
-    tiers = (Tier(name="data", vms=(data,)), Tier(name="front", vms=(front,), pause="Is the DNS moved?"))
-    return Plan(plan_id="", name="Shop", tiers=tiers, changed_at=datetime.now(UTC))
+# The data first and seen by its agent; then a person; then the front by its port, under a new address.
+PLAN = """
+name = "Shop"
+[[tiers]]
+name = "data"
+[[tiers.vms]]
+name = "stock"
+checks = [{{kind = "agent"}}]
+[[tiers]]
+name = "front"
+pause = "Is the DNS moved?"
+[[tiers.vms]]
+name = "shop"
+addresses = [{{address = "{net}.77/24", gateway = "{net}.1"}}]
+checks = [{{kind = "running"}}, {{kind = "tcp", port = 80}}]
+"""
+
+
+def ctl(*arguments: str) -> Any:
+    """What vaporctl answers, as JSON; it speaks to the stage's database as a shell beside the console would."""
+    done = CliRunner().invoke(vaporctl, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
 
 
 def settle(stage: Stage, operation_id: str) -> Operation:
     return stage.backend.wait_operation(operation_id, 180)
 
 
-def test_a_plan_is_kept_at_its_target_and_loses_its_tick_the_moment_something_is_missing(stage: Stage) -> None:
-    saved = stage.backend.save_plan(plan_for(stage))
+def test_a_plan_is_kept_at_its_target_and_loses_its_tick_the_moment_something_is_missing(
+    stage: Stage, tmp_path: Path
+) -> None:
+    file = tmp_path / "shop.toml"
+    file.write_text(PLAN.format(net=stage.lab.sites["b"].layout.network_prefix))
+    made = Plan.model_validate(ctl("plan", "create", str(file))["plan"])
+    assert [vm.vm_uuid for vm in made.vms()] == [stage.row(name).protection.vm_uuid for name in NAMES]
+    file.write_text(json.dumps({**ctl("plan", "show", "Shop"), "parallel": 2}))
+    saved = Plan.model_validate(ctl("plan", "edit", "Shop", str(file))["plan"])
+    assert (saved.version, saved.parallel, saved.tiers) == (2, 2, made.tiers)
+    with pytest.raises(EditOutdated):  # the file still holds the first version
+        CliRunner().invoke(vaporctl, ["plan", "edit", "Shop", str(file)], catch_exceptions=False)
+    assert ctl("plan", "ready", "Shop")["ready"] is True
     [status] = stage.backend.plans()
     assert (status.ready, status.problems, status.targets) == (True, (), ("site-b",))
     program = stage.program
@@ -87,6 +111,29 @@ def test_a_plan_is_kept_at_its_target_and_loses_its_tick_the_moment_something_is
     finally:
         b.virsh("net-start", b.network)
     wait_until(lambda: stage.backend.plans()[0].ready is True, "the tick is back", timeout_s=40)
+
+
+def test_as_a_drill_its_copies_share_a_bubble_and_the_vms_go_on(stage: Stage) -> None:
+    a, b = stage.lab.sites["a"], stage.lab.sites["b"]
+    run = stage.backend.run_plan(stage.backend.plans()[0].plan.plan_id, PlanMode.DRILL, "a rehearsal")
+    asked = settle(stage, run)
+    assert asked.question is not None, asked.error
+    assert asked.question.text == "Is the DNS moved?", "before that nothing else was asked"
+    stage.backend.answer_question(run, asked.question.question_id, "go")
+    wait_until(lambda: stage.backend.operation(run).question != asked.question, "the answer is taken", timeout_s=20)
+    done = settle(stage, run)
+    assert done.state is OperationState.DONE, (done.question, done.error)
+    assert [(line.vm, line.state, line.now) for line in report_of(done)] == [(n, "up", "running") for n in NAMES]
+    assert sorted(a.virsh("list", "--name").split()) == sorted(NAMES), "nothing that runs was touched"
+    assert len(b.virsh("list", "--name").split()) == len(NAMES)
+    stop = stage.backend.begin_operation(
+        OperationKind.STOP_DRILL, stage.row(DATA).key, {"passed": True, "note": "all well"}, "seen"
+    )
+    stopped = settle(stage, stop)
+    assert stopped.state is OperationState.DONE, (stopped.question, stopped.error)
+    assert stopped.result["left"] == []
+    assert sorted(stopped.result["vms"]) == sorted(stage.row(n).protection.vm_uuid for n in NAMES), "one bubble"
+    assert b.virsh("list", "--all", "--name").split() == []
 
 
 def test_with_the_source_dark_it_comes_up_tier_by_tier_and_a_second_run_begins_nothing(stage: Stage) -> None:
@@ -113,7 +160,7 @@ def test_with_the_source_dark_it_comes_up_tier_by_tier_and_a_second_run_begins_n
     assert lines[FRONT].checks == ("guest runs", "port 80")
     assert all(s.state is StepState.DONE for s in done.steps)
     # What the guest has, by its own word, and what its web server says to the host under that address.
-    address = plan_for(stage).tiers[1].vms[0].addresses[0]
+    address = stage.backend.plans()[0].plan.tiers[1].vms[0].addresses[0]
     assert address.address in b.guest_shell(FRONT, "ip -4 addr show eth0")
     assert b.exec(["curl", "-s", "-m", "5", f"http://{address.ip}/"]).stdout.strip() == FRONT
     children = [o for o in stage.backend.operations() if o.kind is OperationKind.FAILOVER]
@@ -123,11 +170,25 @@ def test_with_the_source_dark_it_comes_up_tier_by_tier_and_a_second_run_begins_n
     assert all(line.how.startswith("ran at its target already") for line in report_of(again))
 
 
+def test_a_fresh_console_that_knows_the_target_alone_has_the_plan(stage: Stage, tmp_path: Path) -> None:
+    fresh = Stage(stage.lab, tmp_path)
+    known = os.environ["VAPOR_DATABASE_URL"]
+    try:
+        backend = fresh.open(run_engine=False)
+        [b] = fresh.add_sites(("b",))
+        assert backend.plans() == ()
+        backend.adopt_replicas(b.site_id)
+        assert [s.plan for s in backend.plans()] == [s.plan for s in stage.backend.plans()]
+    finally:
+        fresh.close()
+        os.environ["VAPOR_DATABASE_URL"] = known
+
+
 def test_vaporctl_tells_the_same(stage: Stage) -> None:
-    told = CliRunner().invoke(vaporctl, ["plan", "report", "Shop", "--json"], catch_exceptions=False)
-    facts = json.loads(told.output)
+    facts = ctl("plan", "report", "Shop")
     assert (facts["state"], facts["mode"]) == ("done", "failover")
     assert {v["vm"]: v["now"] for v in facts["vms"]} == dict.fromkeys(NAMES, "running")
-    shown = json.loads(CliRunner().invoke(vaporctl, ["plan", "list", "--json"], catch_exceptions=False).output)
+    stage.backend.look_at_plan(stage.backend.plans()[0].plan.plan_id)  # now, not with the next look
+    shown = ctl("plan", "list")
     assert [p["name"] for p in shown] == ["Shop"]
     assert "belongs to site-b already" in shown[0]["problems"][0]["what"], "nothing protects them at B now"
