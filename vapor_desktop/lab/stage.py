@@ -205,7 +205,13 @@ def remove_guests(lab: Lab) -> None:
             site.virsh("destroy", vm, check=False)
             site.virsh("undefine", vm, "--nvram", "--checkpoints-metadata", "--managed-save")
         # A guest's UUID comes from its name: a record left behind would hold the next one of that name.
-        site.exec(["sh", "-c", "rm -rf /var/lib/libvirt/images/vapor/* /var/lib/vapor/guard/*.json"])
+        site.exec(
+            [
+                "sh",
+                "-c",
+                "rm -rf /var/lib/libvirt/images/vapor/* /var/lib/vapor/guard/*.json /var/lib/vapor/plans/*.json",
+            ]
+        )
 
 
 def _raise_on_failure(check: Check) -> None:
