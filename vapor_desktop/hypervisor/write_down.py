@@ -25,30 +25,39 @@ PIVOT_S = 30.0
 
 def write_down(link: Link, vm_uuid: str, disk: str, foot: str, cancelled: Callable[[], bool]) -> None:
     """Raises DomainBusy (another block job), NotFound (``foot`` is not in the chain), TransferCancelled."""
-    pause = threading.Event()
-    with link.domain(vm_uuid, f"Disk {disk} could not be written down into {foot}") as dom:
-        if _source(_disk(dom, disk)) == os.path.normpath(foot):
+    pause, what = threading.Event(), f"Disk {disk} could not be written down into {foot}"
+    with link.domain(vm_uuid, what) as dom:
+        if _uses(dom, disk, foot):
             _name_it(dom, disk, foot)
             return
         if not dom.isActive():
             raise Conflict("The VM is off", fix="Its disks become flat when it runs, or when it has gone home")
         if not _begun(dom, disk):
-            flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
-            dom.blockCommit(disk, _named(dom, disk, foot), None, 0, flags)
-        while not _ready(dom, disk):
+            dom.blockCommit(disk, _named(dom, disk, foot), None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    while True:  # the connection is let go of between two looks: it may take long
+        with link.domain(vm_uuid, what) as dom:
             if cancelled():
                 dom.blockJobAbort(disk, 0)
                 raise TransferCancelled(f"Disk {disk} was not written down: it was cancelled")
+            if _ready(dom, disk):
+                dom.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+                break
             if not _begun(dom, disk):
                 raise HypervisorFailed(f"The block job of disk {disk} ended before it was ready")
-            pause.wait(POLL_S)
-        dom.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
-        deadline = time.monotonic() + PIVOT_S
-        while _source(_disk(dom, disk)) != os.path.normpath(foot) or _begun(dom, disk):
-            if time.monotonic() > deadline:
-                raise HypervisorFailed(f"Disk {disk} does not use {foot} after its pivot")
-            pause.wait(POLL_S)
-        _name_it(dom, disk, foot)
+        pause.wait(POLL_S)
+    deadline = time.monotonic() + PIVOT_S
+    while True:
+        with link.domain(vm_uuid, what) as dom:
+            if _uses(dom, disk, foot) and not _begun(dom, disk):
+                _name_it(dom, disk, foot)
+                return
+        if time.monotonic() > deadline:
+            raise HypervisorFailed(f"Disk {disk} does not use {foot} after its pivot")
+        pause.wait(POLL_S)
+
+
+def _uses(dom: Any, disk: str, foot: str) -> bool:
+    return _source(_disk(dom, disk)) == os.path.normpath(foot)
 
 
 def _name_it(dom: Any, disk: str, foot: str) -> None:
