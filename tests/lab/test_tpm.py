@@ -127,6 +127,28 @@ def test_without_its_root_helper_the_target_cannot_and_the_vm_is_called_not_full
     assert vault.protection.warnings == ()
 
 
+def test_a_drills_copy_has_the_points_tpm_and_leaves_none(vault: Vault) -> None:
+    """Its secret can be read in the copy; changed there, it is the old one in the point; and nothing stays."""
+    a, b = vault.a, vault.b
+    secret = secrets.token_bytes(16)
+    write_secret(a, NAME, secret)
+    assert vault.cycle() is not None
+    before = sorted(p.name for p in b.path("/var/lib/libvirt/swtpm").glob("*"))
+    begun = vault.engine.operations.begin(OperationKind.DRILL, vault.pid, {"wanted": {"boot_s": 120}}, "r", "proof")
+    done = vault.engine.operations.wait(begun.operation_id, 200)
+    assert done.error is None, done.error
+    copy = str(done.result["domain"])
+    assert {c["key"]: c["state"] for c in done.result["checks"]}["agent"] == "ok"
+    assert read_secret(b, copy) == secret
+    write_secret(b, copy, secrets.token_bytes(16))
+    begun = vault.engine.operations.begin(OperationKind.STOP_DRILL, vault.pid, {"passed": True}, "r", "proof")
+    done = vault.engine.operations.wait(begun.operation_id, 60)
+    assert done.error is None, done.error
+    assert done.result["left"] == []
+    assert sorted(p.name for p in b.path("/var/lib/libvirt/swtpm").glob("*")) == before
+    assert read_secret(a, NAME) == secret
+
+
 def test_a_failover_brings_the_tpm_up_with_the_point_and_keeps_what_lay_there(vault: Vault) -> None:
     """Last: it ends the stage."""
     a, b = vault.a, vault.b

@@ -33,6 +33,7 @@ from vapor_desktop.model.states import DrillState, Phase
 from vapor_desktop.site import dhcp
 from vapor_desktop.site.bubble_helper import BubbleHelper
 from vapor_desktop.site.drill_book import KEEP_ENDED, DrillBook
+from vapor_desktop.site.drill_end import _verdict
 from vapor_desktop.site.drill_keeper import over, wanted_checks
 from vapor_desktop.site.drills import _planned
 from vapor_desktop.site.picture import blank, to_png
@@ -169,6 +170,15 @@ def test_when_a_drill_must_end_by_itself() -> None:
     assert "restarted" in over(running, NOON, "b2")
     assert over(record(), NOON + timedelta(minutes=29), "b1") == ""
     assert "nobody" in over(record(), NOON + timedelta(minutes=31), "b1")
+
+
+def test_a_verdict_stands_and_who_only_cleans_up_gives_none() -> None:
+    passed = drills.DrillStop(passed=True, note="well", by="me")
+    force = drills.DrillStop(passed=None, by="other", force=True)
+    assert _verdict(None, force) == force
+    assert _verdict(force, passed) == passed
+    assert _verdict(passed, force) == passed.model_copy(update={"force": True})
+    assert _verdict(passed, passed.model_copy(update={"passed": False})) == passed
 
 
 def test_the_book_outlives_its_process_and_forgets_old_ends(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from vapor_desktop.model.operations import Operation, OperationKind, StepRow
 from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
 from vapor_desktop.model.policy import RPO_MAX_S, RPO_MIN_S, Mappings, Policy, Quiesce, Retention, StartGuard
 from vapor_desktop.model.sites import Protection, Site
-from vapor_desktop.model.states import Phase, Severity
+from vapor_desktop.model.states import DrillState, Phase, Severity
 from vapor_desktop.model.view import (
     Banner,
     BothSides,
@@ -265,6 +265,8 @@ class EngineBackend:
         First the running cycle ends, whichever engine runs it: what it has made would be left behind otherwise.
         """
         p = self._protection(protection_id)
+        if p.drill is not DrillState.NONE:
+            raise Conflict(f"There is a drill of “{p.vm_name}” at its target", fix="Stop the drill first")
         records.update(self._repository, protection_id, lambda q: q.model_copy(update={"paused": True}))
         self._ask("cancel", {"protection_id": protection_id, "wait": True}, VERB_DEADLINE_S)
         names = checkpoints_at_target(self._gateway, p, self._repository.site(p.target_site))

@@ -32,9 +32,9 @@ def stop(drills: Drills, drill_id: str, request: DrillStop) -> DrillRecord:
         record = drills.book.one(drill_id)
         if not record.open:
             return record
-        if record.stop is None or request.force or record.stop.passed is None:
-            record = drills.book.change(drill_id, lambda r: r.model_copy(update={"stop": request}))
-        asked = record.stop or request
+        asked = _verdict(record.stop, request)
+        if asked != record.stop:
+            record = drills.book.change(drill_id, lambda r: r.model_copy(update={"stop": asked}))
         if asked.passed:
             _prove(drills, record, asked)
         trouble = _remove(drills, record, force=request.force)
@@ -49,6 +49,13 @@ def stop(drills: Drills, drill_id: str, request: DrillStop) -> DrillRecord:
             )
         end = _end(record, asked, after)
         return drills.book.change(drill_id, lambda r: _ended(r, end))
+
+
+def _verdict(before: DrillStop | None, now: DrillStop) -> DrillStop:
+    """A verdict that was given once stands; who only cleans up gives none."""
+    if before is None or before.passed is None:
+        return now
+    return before.model_copy(update={"force": now.force})
 
 
 def take_picture(drills: Drills, drill_id: str, vm: DrillVm) -> bytes | None:

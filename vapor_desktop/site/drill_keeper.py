@@ -65,10 +65,8 @@ class DrillKeeper:
     # --- one drill ---------------------------------------------------------------------------------
     def _keep(self, record: DrillRecord) -> None:
         why = over(record, datetime.now(UTC), boot_id())
-        if why:
+        if why or record.stop is not None:  # a stop that was cut, or could not remove everything, goes on
             self._end(record, why)
-            return
-        if record.stop is not None:  # a stop is under way, or failed and a person looks at it
             return
         if self._is_due(f"probe {record.drill_id}", PROBE_S):
             self._mend_probes(record)
@@ -88,17 +86,28 @@ class DrillKeeper:
         return True
 
     def _end(self, record: DrillRecord, why: str) -> None:
-        if not self._is_due(f"end {record.drill_id}", AGAIN_S):
+        lock = self._drills.lock(record.drill_id)
+        if not lock.acquire(blocking=False):  # somebody is at it
+            return
+        try:
+            if self._is_due(f"end {record.drill_id}", AGAIN_S):
+                self._stop_it(self._drills.book.one(record.drill_id), why)
+        finally:
+            lock.release()
+
+    def _stop_it(self, record: DrillRecord, why: str) -> None:
+        if not record.open:
             return
         asked = record.stop or DrillStop(passed=None, by=SITE, why=why)
         told = record.trouble
         try:
             drill_end.stop(self._drills, record.drill_id, asked)
         except VaporError as error:
-            if str(error) != told:
+            if self._drills.book.one(record.drill_id).trouble != told:  # told once, not each time it is tried
                 self._tell(record, "drill-stuck", str(error))
             return
-        self._tell(record, "drill-ended", why)
+        if why:
+            self._tell(record, "drill-ended", why)
 
     def _tell(self, record: DrillRecord, what: str, why: str) -> None:
         for vm in record.vms:

@@ -256,7 +256,7 @@ class Drills:
             copy = record.vm(vm_file_name(vm))
             if copy is None or not copy.defined:
                 raise NotFound("That VM has not joined this drill")
-            if copy.started_at is not None:
+            if copy.started_at is not None and self.hypervisor.domain(copy.domain_uuid).live_id is not None:
                 return record
             newest = min((c.at for c in record.isolation if c.at), default=None)
             if newest is None or datetime.now(UTC) - newest > PROOF_AGE:

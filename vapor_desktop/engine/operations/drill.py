@@ -31,7 +31,7 @@ from vapor_desktop.model.drills import (
     Wanted,
     plan_nets,
 )
-from vapor_desktop.model.errors import Conflict, InvalidRequest, NotFound, StartFailed, VaporError
+from vapor_desktop.model.errors import Conflict, Fate, InvalidRequest, NotFound, StartFailed, VaporError
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.states import DrillState, Severity, Verification
@@ -189,7 +189,13 @@ def _watch(ctx: StepContext) -> Result:
     last: list[DrillRecord] = []
 
     def settled() -> bool:
-        last[:] = [api.drill(drill_id)]
+        try:
+            last[:] = [api.drill(drill_id)]
+        except VaporError as error:
+            if error.fate is not Fate.RETRY:
+                raise
+            ctx.note(f"The drill goes on; it cannot be looked at now: {error.what}")
+            return False
         copy = last[0].vm(p.vm_uuid)
         if copy is not None:
             ctx.note("; ".join(f"{c.title}: {c.text or c.state}" for c in copy.checks))
