@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import libvirt
+import libvirt_qemu
 
 from vapor_desktop.hypervisor.errors import code_of
 from vapor_desktop.hypervisor.link import Link
@@ -13,6 +16,9 @@ from vapor_desktop.hypervisor.views import state_of
 from vapor_desktop.model.domain_xml.drill import cards, gateway_of
 from vapor_desktop.model.drills import Nic
 
+_log = logging.getLogger(__name__)
+
+AGENT_S = 5
 _NO_NETWORK = libvirt.VIR_ERR_NO_NETWORK
 
 
@@ -71,11 +77,9 @@ class Bubbles:
             found = cards(dom.XMLDesc(0))
             known: dict[str, str] = {}
             if dom.isActive():
-                sources = [libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE]
-                known = _addresses(dom, sources[0])
+                known = _leased(dom)
                 if any(n.mac not in known for n in found) and state_of(dom)[0] == "running":
-                    agent = _addresses(dom, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
-                    known = {**agent, **known}
+                    known = {**_told_by_agent(dom), **known}
         gateways = {}
         with self._link.call("Could not read the networks") as conn:
             networks = {net.name(): net for net in conn.listAllNetworks(0)}
@@ -113,10 +117,10 @@ class Bubbles:
             )
 
 
-def _addresses(dom: Any, source: int) -> dict[str, str]:
-    """MAC -> first IPv4 address; a source that cannot tell knows none."""
+def _leased(dom: Any) -> dict[str, str]:
+    """MAC -> first IPv4 address that a libvirt network gave it; a network that cannot tell knows none."""
     try:
-        found = dom.interfaceAddresses(source, 0) or {}
+        found = dom.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE, 0) or {}
     except libvirt.libvirtError:
         if not dom.connect().isAlive():
             raise
@@ -126,6 +130,25 @@ def _addresses(dom: Any, source: int) -> dict[str, str]:
         first = next((a["addr"] for a in nic["addrs"] or () if a["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4), None)
         if nic["hwaddr"] and first:
             known[nic["hwaddr"].lower()] = str(first)
+    return known
+
+
+def _told_by_agent(dom: Any) -> dict[str, str]:
+    """The same by the guest's agent. With a time-out of its own: a guest that a cycle has frozen does not answer."""
+    asked = json.dumps({"execute": "guest-network-get-interfaces"})
+    try:
+        answer = json.loads(libvirt_qemu.qemuAgentCommand(dom, asked, AGENT_S, 0))
+    except libvirt.libvirtError as error:
+        if not dom.connect().isAlive():
+            raise
+        _log.debug("the agent of %s tells no addresses: %s", dom.name(), error)
+        return {}
+    known = {}
+    for nic in answer.get("return", ()):
+        addresses = nic.get("ip-addresses", ())
+        first = next((a["ip-address"] for a in addresses if a["ip-address-type"] == "ipv4"), None)
+        if nic.get("hardware-address") and first and nic.get("name") != "lo":
+            known[nic["hardware-address"].lower()] = str(first)
     return known
 
 
