@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import proofs
 import pytest
 
+from vapor_desktop.hypervisor.bubbles import _told_by_agent
 from vapor_desktop.lab import guests
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
@@ -81,6 +82,8 @@ def test_a_copy_boots_in_a_bubble_while_cycles_run_and_leaves_nothing(stage: Sta
     assert stage.program is not None
     source = stage.program.engine.gateway.hypervisor(stage.backend._site(protection.source_site))
     [address] = [nic.address for nic in source.nics(protection.vm_uuid)[0]]
+    with source._link.domain(protection.vm_uuid, "-") as dom:  # type: ignore[attr-defined]
+        assert set(_told_by_agent(dom).values()) == {address}, "where no lease tells"
     wanted = {"tcp_ports": [80], "script": "hostname"}
     done = operate(stage, OperationKind.DRILL, wanted=wanted)
     assert done.state is OperationState.DONE, done.error

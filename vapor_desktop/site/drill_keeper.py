@@ -54,13 +54,21 @@ class DrillKeeper:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            try:
-                for record in self._drills.book.all():
-                    if record.open and not self._stop.is_set():
-                        self._keep(record)
-            except (VaporError, OSError) as error:
-                _log.error("the drills cannot be kept: %s", error)
+            for record in self._open_ones():
+                if self._stop.is_set():
+                    return
+                try:
+                    self._keep(record)
+                except (VaporError, OSError) as error:  # the others are kept all the same
+                    _log.error("drill %s cannot be kept now: %s", record.drill_id, error)
             self._stop.wait(TICK_S)
+
+    def _open_ones(self) -> list[DrillRecord]:
+        try:
+            return [record for record in self._drills.book.all() if record.open]
+        except (VaporError, OSError) as error:
+            _log.error("the drills cannot be read: %s", error)
+            return []
 
     # --- one drill ---------------------------------------------------------------------------------
     def _keep(self, record: DrillRecord) -> None:
