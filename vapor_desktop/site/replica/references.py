@@ -60,12 +60,13 @@ def scan(roots: Sequence[Path], in_use: Iterable[Path] = (), *, strict: bool = T
     """Read every head below the roots.
 
     ``strict``: raises NotAllowed for one that cannot be read: it may hang on anything. Else it hangs on nothing.
+    What a domain uses need not be read: ``in_use`` names its whole chain.
     """
     used = frozenset(i for i in map(file_id, in_use) if i is not None)
-    return References(tuple(_backings(roots, strict)), used)
+    return References(tuple(_backings(roots, strict, used)), used)
 
 
-def _backings(roots: Sequence[Path], strict: bool) -> Iterator[tuple[Path, Path]]:
+def _backings(roots: Sequence[Path], strict: bool, used: frozenset[FileId]) -> Iterator[tuple[Path, Path]]:
     for root in roots:
         for folder, _, names in os.walk(root, followlinks=False):
             for name in names:
@@ -77,7 +78,7 @@ def _backings(roots: Sequence[Path], strict: bool) -> Iterator[tuple[Path, Path]
                 except FileNotFoundError:  # deleted while we walked
                     continue
                 except PermissionError as error:  # libvirt gave it to root when it let go of it
-                    if strict:
+                    if strict and file_id(path) not in used:
                         raise NotAllowed(
                             f"{path} cannot be looked at; nothing is merged or deleted meanwhile"
                         ) from error

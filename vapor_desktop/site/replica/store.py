@@ -558,7 +558,9 @@ class ReplicaStore:
             with self._locked(vm) as layout:
                 if force:
                     drills.force_remove(layout, drill_id)
-                drills.remove(layout, self._load(layout), drill_id, self._scan())
+                # After a crash libvirt may have left its overlays to root: they need not be read to be removed.
+                refs = references.scan(self._roots, self._in_use(), strict=False)
+                drills.remove(layout, self._load(layout), drill_id, refs)
         except NotFound:
             return
 
