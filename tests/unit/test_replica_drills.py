@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from replica_bench import MIB, VM, Bench, Source, cut_at, read_image, steps_of, write_image
 
-from vapor_desktop.model.errors import Conflict, InvalidRequest, NotFound, PointPinned
+from vapor_desktop.model.errors import Conflict, InvalidRequest, NotAllowed, NotFound, PointPinned
 from vapor_desktop.model.extents import Extent
+from vapor_desktop.site.replica import qcow2
 from vapor_desktop.site.replica.layout import DRILL_PICTURE, DRILL_REPORT
 
 DRILL = "0a1b2c3d-1111-4222-8333-444455556666"
@@ -104,6 +105,35 @@ def test_what_a_domain_uses_is_not_removed_and_a_replica_with_a_drill_is_not_del
     bench.store.close_drill(VM, DRILL)
     bench.store.delete(VM, bench.grant())
     bench.store.close_drill(VM, DRILL)  # also without a replica
+
+
+def test_a_drills_files_that_a_crash_left_to_root_hold_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root reads everything, so the kernel's refusal is put in its place."""
+    used: list[Path] = []
+    bench = make(tmp_path, 6, in_use=lambda: used)
+    overlays = {Path(file) for file in bench.store.open_drill(VM, DRILL, 2).disks.values()}
+    used += [*overlays, *(bench.store.disk_path(VM, seq, disk) for seq in (1, 2) for disk in ("vda", "vdb"))]
+    read = qcow2.read_header
+
+    def refused(path: Path) -> qcow2.Header | None:
+        if path in overlays:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(qcow2, "read_header", refused)
+    bench.store.drop(VM, 4, bench.grant())  # a domain names its chain: it need not be read
+    with pytest.raises(PointPinned):
+        bench.store.drop(VM, 1, bench.grant())
+    used.clear()
+    with pytest.raises(NotAllowed):  # nobody names it, and nobody can read what it hangs on
+        bench.store.drop(VM, 5, bench.grant())
+    bench.store.close_drill(VM, DRILL)
+    assert not folder(bench).exists()
+    bench.store.drop(VM, 5, bench.grant())
+    monkeypatch.undo()
+    bench.check()
 
 
 def test_a_passed_drill_proves_its_point_and_its_files_go_with_it(tmp_path: Path) -> None:
