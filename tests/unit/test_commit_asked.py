@@ -55,14 +55,14 @@ def test_the_history_asks_once_for_each_time_it_is_due(repository: SqlRepository
 
     watch = SplitWatch(repository, None, NoSites(), SystemClock())  # type: ignore[arg-type]
     repository.save_protection(provisional(NOW + timedelta(hours=1)))
-    watch.round()
+    watch.round(repository.protections())
     assert list(repository.events("p")) == []
     repository.save_protection(provisional(NOW - timedelta(seconds=1)))
-    watch.round()
-    watch.round()
+    watch.round(repository.protections())
+    watch.round(repository.protections())
     assert [e.kind for e in repository.events("p")] == ["commit-asked"]
     repository.save_protection(provisional(NOW - timedelta(seconds=0.5)))  # rolled back, and due again
-    watch.round()
+    watch.round(repository.protections())
     assert [e.kind for e in repository.events("p")] == ["commit-asked", "commit-asked"]
     found = repository.protection("p")
     assert found is not None

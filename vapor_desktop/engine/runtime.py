@@ -205,7 +205,7 @@ class Engine:
         if self.leads:
             self._look_at_plans()
             self._begin_scheduled_drill(rows)
-            self._look_for_splits()
+            self._look_for_splits(rows)
         if self.clock.monotonic() - self._published_at >= PUBLISH_S:
             self._published_at = self.clock.monotonic()
             self._publish(rows)
@@ -217,16 +217,16 @@ class Engine:
         seen = self.sites.seen(site_id)
         return seen is None or seen.status.reachable is not False
 
-    def _look_for_splits(self) -> None:
+    def _look_for_splits(self, rows: Sequence[ProtectionStatus]) -> None:
         busy = self._split_look is not None and not self._split_look.done()
         if busy or self.clock.monotonic() - self._split_looked_at < WATCH_S:
             return
         self._split_looked_at = self.clock.monotonic()
-        self._split_look = self._looks.submit(self._watch_splits)
+        self._split_look = self._looks.submit(self._watch_splits, [r.protection for r in rows])
 
-    def _watch_splits(self) -> None:
+    def _watch_splits(self, protections: Sequence[Protection]) -> None:
         try:
-            if self.splits.round():
+            if self.splits.round(protections):
                 self.forget_rows()
                 self.wake()
         except VaporError as error:

@@ -43,10 +43,10 @@ class SplitWatch:
         self._clock = clock
         self._passing: dict[str, float] = {}  # protection id -> since when
 
-    def round(self) -> bool:
-        """Look at every VM that could be in two places. True when something changed."""
+    def round(self, protections: Iterable[Protection]) -> bool:
+        """Look at every VM of these that could be in two places. True when something changed."""
         busy = {o.protection_id for o in self._repository.operations(open_only=True)}
-        candidates = [p for p in self._repository.protections() if p.protection_id not in busy]
+        candidates = [p for p in protections if p.protection_id not in busy]
         taken = [p for p in candidates if p.phase in TAKEN_OVER]
         twice = self._seen_at_target()
         taken += [p for p in candidates if p.phase in _SOURCE_SIDE and (p.vm_uuid, p.target_site) in twice]
