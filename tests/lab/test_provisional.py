@@ -101,7 +101,7 @@ def test_a_provisional_failover_is_rolled_back_and_what_ran_is_kept(stage: Stage
     [kept] = stage.backend.kept_runs(row.key)
     assert (kept.epoch, kept.seq) == (row.protection.epoch_number, points[-1])
     assert kept.bytes > 0
-    after = stage.row(NAME).protection
+    after = stored(stage, row.key)
     assert (after.phase, after.epoch_number) == (Phase.PROVISIONAL, row.protection.epoch_number + 1)
     assert b.wait_boot(NAME, timeout_s=120, after=said).torn == 0
 
@@ -136,8 +136,8 @@ def test_the_old_primary_that_returns_fenced_is_shown_as_a_risk(stage: Stage) ->
 def test_committed_it_stands(stage: Stage) -> None:
     done = operate(stage, OperationKind.COMMIT)
     assert done.state is OperationState.DONE, done.error
-    row = stage.row(NAME)
-    assert (row.protection.phase, row.protection.commit_ask_at) == (Phase.FAILED_OVER, None)
+    ours = stored(stage, stage.row(NAME).key)
+    assert (ours.phase, ours.commit_ask_at) == (Phase.FAILED_OVER, None)
     assert state(stage, "b") == "running"
     again = operate(stage, OperationKind.ROLLBACK, seq=1)
     assert again.question is not None, "it is not provisional any more"
@@ -177,7 +177,7 @@ def test_a_split_brain_is_noticed_and_the_loser_at_the_old_primary_is_kept(stage
     assert disk_of(b) == runs_at_b
     assert a.path(image).exists()
     assert a.exec(["virsh", "-c", "qemu:///system", "start", NAME], check=False).returncode != 0
-    row = stage.row(NAME).protection
+    row = stored(stage, stage.row(NAME).key)
     manifest = proofs.view(stage, NAME).manifest
     assert row.phase is Phase.FAILED_OVER
     assert manifest.epoch.number == row.epoch_number == (found.source.epoch or 0) + 1
@@ -201,14 +201,16 @@ def test_when_the_old_primary_wins_the_run_at_the_target_is_kept(stage: Stage) -
     assert b.path(lost).exists()
     [kept] = stage.backend.kept_runs(stage.row(NAME).key)
     assert "split brain" in kept.name
-    assert stage.row(NAME).protection.epoch_owner == stage.row(NAME).protection.source_site
+    key = stage.row(NAME).key
+    ours = stored(stage, key)
+    assert ours.epoch_owner == ours.source_site
+    assert ours.phase in {Phase.PROTECTED, Phase.SYNCING, Phase.COMPARING}
     guests.wait_for(a, NAME, "VAPOR-DIARY ", timeout_s=90)
     stage.wait_for_point(NAME, newest + 1)  # replication goes on
     assert phase(stage) in {Phase.PROTECTED, Phase.SYNCING, Phase.COMPARING}
     a.exec(["vapor-site", "guard", "override", NAME, "--reason", "once more, for nothing"])
-    wanted = stage.row(NAME).protection.epoch_number + 1
+    wanted = ours.epoch_number + 1
     wait_until(lambda: proofs.view(stage, NAME).manifest.epoch.number == wanted, "B's epoch", timeout_s=60)
-    key = stage.row(NAME).key
     wait_until(lambda: stored(stage, key).epoch_number == wanted, "our own record of it", timeout_s=10)
 
 
