@@ -6,6 +6,7 @@ prints one JSON line: {"state": …, "words": […], "wrong": […], "seconds": 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -174,6 +175,22 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
     return found
 
 
+def wait_for_word(stage: Stage) -> None:
+    """Until the source's host has been told of the epoch; the engine does so at its next look. Not told: seen then."""
+    assert stage.program is not None
+    p = stage.row(NAME).protection
+    target = next(s.site for s in stage.backend.snapshot().sites if s.site.site_id == p.target_site)
+    epoch = stage.program.engine.gateway.api(target).replica(p.vm_uuid).manifest.epoch.number
+    a = stage.lab.sites["a"]
+
+    def told() -> bool:
+        guard = a.exec(["vapor-site", "guard", "show", NAME], user="vapor", check=False).stdout
+        return not guard or json.loads(guard)["epoch"]["number"] >= epoch
+
+    with contextlib.suppress(LabFailed):
+        wait_until(told, "the source's guard", timeout_s=45, every_s=1.0)
+
+
 def _phase(p: Protection, m: Manifest) -> Phase:
     """When the source is seen to be back, off and fenced, is a matter of the next look at it, not of the fault."""
     if p.phase is not Phase.SPLIT_BRAIN_RISK:
@@ -206,6 +223,7 @@ def run(lab: Lab, home: Path, kind: OperationKind, step: str, fault: str) -> dic
             wrong.append(f"the VM was seen running at both sites in {never.seen} of {never.looks} looks")
         if operation.state is not OperationState.DONE:
             wrong.append(f"it came to {operation.state}: {operation.error}")
+        wait_for_word(stage)
         state = end_state(stage, operation)
         scene.after(stage)
     except (AssertionError, LabFailed, VaporError) as error:
