@@ -176,7 +176,7 @@ def end_state(stage: Stage, operation: Operation) -> dict[str, Any]:
 
 
 def wait_for_word(stage: Stage) -> None:
-    """Until the source's host has been told of the epoch; the engine does so at its next look. Not told: seen then."""
+    """Until the source's host has been told of the epoch; the engine does so at its next look."""
     assert stage.program is not None
     p = stage.row(NAME).protection
     target = next(s.site for s in stage.backend.snapshot().sites if s.site.site_id == p.target_site)
