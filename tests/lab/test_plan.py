@@ -170,7 +170,18 @@ def test_with_the_source_dark_it_comes_up_tier_by_tier_and_a_second_run_begins_n
     assert all(line.how.startswith("ran at its target already") for line in report_of(again))
 
 
+def test_vaporctl_tells_the_same(stage: Stage) -> None:
+    facts = ctl("plan", "report", "Shop")
+    assert (facts["state"], facts["mode"]) == ("done", "failover")
+    assert {v["vm"]: v["now"] for v in facts["vms"]} == dict.fromkeys(NAMES, "running")
+    stage.backend.look_at_plan(stage.backend.plans()[0].plan.plan_id)  # now, not with the next look
+    shown = ctl("plan", "list")
+    assert [p["name"] for p in shown] == ["Shop"]
+    assert "belongs to site-b already" in shown[0]["problems"][0]["what"], "nothing protects them at B now"
+
+
 def test_a_fresh_console_that_knows_the_target_alone_has_the_plan(stage: Stage, tmp_path: Path) -> None:
+    """The last one: it pairs anew out of the same keyring, and the stage's own token goes with that."""
     fresh = Stage(stage.lab, tmp_path)
     known = os.environ["VAPOR_DATABASE_URL"]
     try:
@@ -182,13 +193,3 @@ def test_a_fresh_console_that_knows_the_target_alone_has_the_plan(stage: Stage, 
     finally:
         fresh.close()
         os.environ["VAPOR_DATABASE_URL"] = known
-
-
-def test_vaporctl_tells_the_same(stage: Stage) -> None:
-    facts = ctl("plan", "report", "Shop")
-    assert (facts["state"], facts["mode"]) == ("done", "failover")
-    assert {v["vm"]: v["now"] for v in facts["vms"]} == dict.fromkeys(NAMES, "running")
-    stage.backend.look_at_plan(stage.backend.plans()[0].plan.plan_id)  # now, not with the next look
-    shown = ctl("plan", "list")
-    assert [p["name"] for p in shown] == ["Shop"]
-    assert "belongs to site-b already" in shown[0]["problems"][0]["what"], "nothing protects them at B now"
