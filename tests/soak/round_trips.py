@@ -23,6 +23,7 @@ from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab, Site
 from vapor_desktop.lab.stage import Stage, remove_guests
 from vapor_desktop.model.operations import OperationKind, OperationState
+from vapor_desktop.site.replica import runbooks
 
 NAME = "rover"
 SPEC = GuestSpec(NAME)
@@ -67,7 +68,7 @@ def run(lab: Lab, trips: int) -> int:
                 if row["inventory"] != rows[0]["inventory"]:
                     failed.append(f"trip {number}: it grew: {row['inventory']} from {rows[0]['inventory']}")
                 print(
-                    f"trip {number}: {row['seconds']:.0f} s, {row['sent_bytes'] >> 20} MiB back and forth", flush=True
+                    f"trip {number}: {row['seconds']:.0f} s, {row['sent_bytes'] >> 10} KiB back and forth", flush=True
                 )
             print(json.dumps({"trips": rows, "failed": failed}, indent=1))
             return 1 if failed else 0
@@ -110,9 +111,9 @@ def inventory(stage: Stage, site: Site) -> dict[str, object]:
     """What could grow on a host, as counts; which points are held just now is the retention's."""
     vm = stage.row(NAME).protection.vm_uuid
     top = site.path(f"/var/lib/libvirt/images/vapor/{vm}")
-    parts = {
-        p.name: len(list(p.iterdir())) for p in top.iterdir() if p.is_dir() and p.name not in {"disks", "points"}
-    }
+    own = {"disks", "points", "runbook"}  # by retention; a runbook keeps its last definitions
+    parts = {p.name: len(list(p.iterdir())) for p in top.iterdir() if p.is_dir() and p.name not in own}
+    definitions = len(list((top / "runbook").glob("domain-*.xml")))
     [disk] = site.disks_of(NAME)
     info = json.loads(site.exec(["qemu-img", "info", "-U", "--backing-chain", "--output=json", disk]).stdout)
     running = site.virsh("domstate", NAME) == "running"
@@ -120,6 +121,7 @@ def inventory(stage: Stage, site: Site) -> dict[str, object]:
         "chain": len(info),
         "checkpoints": len(site.virsh("checkpoint-list", NAME, "--name").split()) if running else 0,
         "parts": parts,
+        "definitions_within": definitions <= runbooks.KEPT,
         "files": sorted(p.name for p in top.iterdir()),
         "hooks": sorted(p.name for p in site.path("/etc/libvirt/hooks/qemu.d").glob("*")),
         "guards": len(list(site.path("/var/lib/vapor/guard").glob("*.json"))),
