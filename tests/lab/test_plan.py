@@ -126,6 +126,15 @@ def test_as_a_drill_its_copies_share_a_bubble_and_the_vms_go_on(stage: Stage) ->
     assert [(line.vm, line.state, line.now) for line in report_of(done)] == [(n, "up", "running") for n in NAMES]
     assert sorted(a.virsh("list", "--name").split()) == sorted(NAMES), "nothing that runs was touched"
     assert len(b.virsh("list", "--name").split()) == len(NAMES)
+    # Under their production addresses the copies see each other.
+    assert stage.program is not None
+    api = stage.program.engine.gateway.api(stage.backend._site(stage.row(DATA).protection.target_site))
+    [record] = [r for r in api.drills() if r.open]
+    copies = {v.vm_name: v.domain_name for v in record.vms}
+    address = record.nets[0].hosts[GuestSpec(FRONT).mac]
+    assert f"VAPOR-GUEST address {address}" in a.serial(FRONT)
+    heard = guests.guest_shell(b, copies[DATA], f"ping -c 3 -W 5 {address} >/dev/null && echo heard")
+    assert heard.split() == ["heard"]
     stop = stage.backend.begin_operation(
         OperationKind.STOP_DRILL, stage.row(DATA).key, {"passed": True, "note": "all well"}, "seen"
     )
