@@ -85,6 +85,7 @@ def test_down_after_a_crash_of_everything(lab_lock: None) -> None:
     assert inventory(lab) == before
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)  # the release's root is downloaded when it is not in the cache
 def test_host_of_the_next_release(lab_lock: None) -> None:
     lab = Lab("next", cache=CACHE)
