@@ -31,7 +31,7 @@ from vapor_desktop.lab.stage import Stage, remove_guests
 from vapor_desktop.model.errors import StaleLease
 from vapor_desktop.model.wire import LeaseRequest
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.lab, pytest.mark.soak, pytest.mark.timeout(420)]
 NAME = "shared"
 
 

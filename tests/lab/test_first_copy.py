@@ -201,6 +201,7 @@ def test_a_link_cut_in_the_middle_of_a_full_copy_costs_only_what_was_under_way(s
     job.assert_boots()
 
 
+@pytest.mark.soak
 def test_a_crash_of_qemu_between_jobs_costs_a_comparison_not_the_copy(stage: Stage) -> None:
     job = Job(stage, CRASHED)
     a = stage.lab.sites["a"]
@@ -227,6 +228,7 @@ def test_a_crash_of_qemu_between_jobs_costs_a_comparison_not_the_copy(stage: Sta
     job.assert_boots()
 
 
+@pytest.mark.soak
 def test_a_vm_that_stops_between_jobs_and_writes_before_is_copied_right(stage: Stage) -> None:
     job = Job(stage, OFF)
     a = stage.lab.sites["a"]
