@@ -43,6 +43,8 @@ def build(
             boot = _boot_bios(kit, raw, directory) if firmware == "bios" else _boot_uefi(kit, directory)
             _place(boot, raw, BOOT_START)
         _place(_data(directory, index, config), raw, DATA_START)
+        # A new file, not the old one's inode: libvirt keeps the owner it remembers in the inode's attributes.
+        target.unlink(missing_ok=True)
         run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1", raw, target])
 
 

@@ -205,13 +205,11 @@ def remove_guests(lab: Lab) -> None:
             site.virsh("destroy", vm, check=False)
             site.virsh("undefine", vm, "--nvram", "--checkpoints-metadata", "--managed-save")
         # A guest's UUID comes from its name: a record left behind would hold the next one of that name.
-        site.exec(
-            [
-                "sh",
-                "-c",
-                "rm -rf /var/lib/libvirt/images/vapor/* /var/lib/vapor/guard/*.json /var/lib/vapor/plans/*.json",
-            ]
-        )
+        for command in (
+            "rm -rf /var/lib/libvirt/images/vapor/* /var/lib/vapor/guard/*.json /var/lib/vapor/plans/*.json",
+            "find /var/lib/libvirt/images -maxdepth 1 -type f -delete",
+        ):
+            site.exec(["sh", "-c", command])
 
 
 def _raise_on_failure(check: Check) -> None:
