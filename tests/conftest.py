@@ -1,4 +1,7 @@
-"""What holds for every suite: no test reaches the session of the person who runs it, and none is skipped unseen."""
+"""What holds for every suite: no test reaches the session of the person who runs it, and none is skipped unseen.
+
+``./vapor test`` repeats in a few lines what failed after all suites: it names the file in VAPOR_FAILURES.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ settings.load_profile("vapor")
 
 _XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
 _skipped: list[str] = []
+MOST_WORDS = 500
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,9 +43,21 @@ def _own_user_directories() -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remember the skipped."""
+    """Remember the skipped, and write down the failed."""
     if report.skipped and not hasattr(report, "wasxfail"):
         _skipped.append(report.nodeid)
+    told = os.environ.get("VAPOR_FAILURES")
+    if report.failed and told:
+        with Path(told).open("a") as out:
+            out.write(_in_few_words(report))
+
+
+def _in_few_words(report: pytest.TestReport) -> str:
+    """Which test, in which phase, and the first words of what was wrong."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = str(crash.message if crash else report.longrepr).strip()[:MOST_WORDS]
+    where = f"{crash.path}:{crash.lineno}" if crash else ""
+    return f"{report.nodeid} [{report.when}] {where}\n    " + "\n    ".join(message.splitlines()) + "\n"
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

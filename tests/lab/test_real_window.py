@@ -19,6 +19,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QComboBox
 
+from vapor_desktop.gui.decision_sheet import DecisionSheet
 from vapor_desktop.gui.failover_sheet import FailoverSheet
 from vapor_desktop.gui.pair_wizard import PairWizard
 from vapor_desktop.gui.protect_wizard import ProtectWizard
@@ -304,7 +305,7 @@ def test_fail_over_from_the_sheet(desk: Desk, lab: Lab) -> None:
     QTest.mouseClick(sheet.go, Qt.MouseButton.LeftButton)
     desk.until(lambda: desk.context.errands.tasks()[0].outcome is not None, "the failover", 60)
     assert desk.context.errands.tasks()[0].outcome == "done", desk.context.errands.tasks()[0].detail
-    desk.until(lambda: desk.cell(NAME, "status").startswith("Failed over"), "Failed over")
+    desk.until(lambda: desk.cell(NAME, "status").startswith("Provisional"), "Provisional")
     assert desk.cell(NAME, "rpo_now") == "—"
     assert b.virsh("domstate", NAME) == "running"
     assert b.virsh("domiflist", NAME).split()[2] == b.network
@@ -315,3 +316,18 @@ def test_fail_over_from_the_sheet(desk: Desk, lab: Lab) -> None:
     left = a.diary(NAME) if a.runs("libvirtd") else guests.read_diary(a, guests.GuestSpec(NAME).files)
     assert 0 < booted.last <= left.last
     assert desk.notices(f"Recovered: RPO breached: {NAME}") == []
+
+
+def test_commit_from_its_sheet(desk: Desk) -> None:
+    desk.choose(NAME)
+    desk.window.verbs["commit"].trigger()
+    sheet = desk.window.commands.dialog
+    assert isinstance(sheet, DecisionSheet)
+    desk.until(lambda: sheet.decision is not None, "the decision")
+    assert not sheet.go.isEnabled(), "a reason is wanted"
+    QTest.keyClicks(sheet.reason, "the shop is open again")
+    QTest.mouseClick(sheet.go, Qt.MouseButton.LeftButton)
+    desk.until(lambda: desk.context.errands.tasks()[0].outcome is not None, "the commit", 60)
+    assert desk.context.errands.tasks()[0].outcome == "done", desk.context.errands.tasks()[0].detail
+    desk.until(lambda: desk.cell(NAME, "status").startswith("Failed over"), "Failed over")
+    assert not desk.window.verbs["commit"].isEnabled()
