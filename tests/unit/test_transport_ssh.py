@@ -140,6 +140,24 @@ def test_the_private_key_is_on_disk_only_while_needed(server: Sshd, files: SshFi
     assert not directory.exists()
 
 
+def test_a_master_that_takes_its_socket_away_at_that_moment_disturbs_no_close(
+    server: Sshd, files: SshFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = files.wrapper(server.site())
+    real, tries = os.unlink, []
+
+    def racing(name: str, *, dir_fd: int | None = None) -> None:
+        real(name, dir_fd=dir_fd)
+        if dir_fd is not None and not tries:  # the tree's removal
+            tries.append(name)
+            raise FileNotFoundError(name)
+
+    monkeypatch.setattr(os, "unlink", racing)
+    files.close()
+    assert tries
+    assert not wrapper.parent.exists()
+
+
 def test_what_a_crashed_process_left_is_swept_and_what_a_living_one_has_is_not(secrets: MemorySecrets) -> None:
     base = Path(tempfile.mkdtemp(prefix="vapor-test-"))
     ended = subprocess.Popen(["true"])

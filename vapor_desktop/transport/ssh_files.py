@@ -6,6 +6,7 @@ enforces ours. It puts its options first, and OpenSSH takes the first value it s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -114,7 +115,9 @@ class SshFiles:
             (directory / "key").unlink(missing_ok=True)
             for control in directory.glob("*.ctl"):
                 _end_master(control)
-            shutil.rmtree(directory)
+            while directory.exists():  # a master that ends takes its socket away itself, maybe just now
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(directory)
 
 
 def host_key_alias(site: Site) -> str:
