@@ -6,18 +6,12 @@ begin, abort and checkpoint delete over the same open connection, in the same ru
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
+from tests.bench.on_a_lab import measured
 from vapor_desktop.engine.source_job import socket_name
 from vapor_desktop.lab import guests
-from vapor_desktop.lab.keyring_session import KeyringSession
-from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
 from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.domains import BackupDisk
@@ -90,27 +84,5 @@ def measure(stage: Stage, rounds: int) -> dict[str, float]:
     return figures
 
 
-def main() -> None:
-    """Run it on a lab of its own."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="vapor-bench-"))
-    try:
-        with Lab("bench") as lab, KeyringSession(home):
-            stage = Stage(lab, home)
-            try:
-                figures = measure(stage, options.rounds)
-            finally:
-                stage.close()
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    for name, value in figures.items():
-        print(f"{name:28} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    measured(measure, rounds=9)

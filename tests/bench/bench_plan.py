@@ -6,18 +6,13 @@ ours and libvirt's, not the guests' boot.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import shutil
-import tempfile
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
+from tests.bench.on_a_lab import measured
 from vapor_desktop.lab import guests, hostfiles
-from vapor_desktop.lab.keyring_session import KeyringSession
-from vapor_desktop.lab.lab import Lab, Site
+from vapor_desktop.lab.lab import Site
 from vapor_desktop.lab.stage import Stage
 from vapor_desktop.model.operations import OperationState
 from vapor_desktop.model.plan_report import report_of
@@ -40,9 +35,9 @@ def add_empty(site: Site, name: str) -> None:
     site.run([*guests.URI, "start", name])
 
 
-def measure(stage: Stage, count: int) -> dict[str, float]:
+def measure(stage: Stage, vms: int) -> dict[str, float]:
     """All figures of this bench."""
-    names = [f"vm{number:02}" for number in range(1, count + 1)]
+    names = [f"vm{number:02}" for number in range(1, vms + 1)]
     for name in names:
         add_empty(stage.lab.sites["a"], name)
     stage.open()
@@ -52,8 +47,8 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
         stage.wait_for_point(name, 1, timeout_s=300)
     uuids = {name: stage.row(name).protection.vm_uuid for name in names}
     running = (WaitFor(kind=CheckKind.RUNNING),)
-    vms = tuple(PlanVm(vm_uuid=uuids[name], name=name, checks=running) for name in names)
-    tiers = (Tier(name="first", vms=vms[: count // 2]), Tier(name="second", vms=vms[count // 2 :]))
+    planned = tuple(PlanVm(vm_uuid=uuids[name], name=name, checks=running) for name in names)
+    tiers = (Tier(name="first", vms=planned[: vms // 2]), Tier(name="second", vms=planned[vms // 2 :]))
     plan = Plan(plan_id="", name="All", tiers=tiers, parallel=PARALLEL, changed_at=datetime.now(UTC))
     saved = stage.backend.save_plan(plan)
     stage.lab.kill_site("a")
@@ -61,34 +56,12 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
     done = stage.backend.wait_operation(stage.backend.run_plan(saved.plan_id, PlanMode.FAILOVER, "bench"), 300)
     took = time.monotonic() - began
     up = [line for line in report_of(done) if (line.state, line.now) == ("up", "running")]
-    if done.state is not OperationState.DONE or len(up) != count:
-        raise SystemExit(f"{len(up)} of {count} up: {done.state}, {done.question}, {done.error}")
+    if done.state is not OperationState.DONE or len(up) != vms:
+        raise SystemExit(f"{len(up)} of {vms} up: {done.state}, {done.question}, {done.error}")
     each = sorted(line.seconds or 0.0 for line in up)
     print(f"per VM: fastest {each[0]:.2f} s, slowest {each[-1]:.2f} s, {PARALLEL} at a time, two tiers")
-    return {f"plan_{count}_vms_s": round(took, 2)}
-
-
-def main() -> None:
-    """Run it on a lab of its own."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--vms", type=int, default=20)
-    options = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="vapor-bench-"))
-    try:
-        with Lab("bench") as lab, KeyringSession(home):
-            stage = Stage(lab, home)
-            try:
-                figures = measure(stage, options.vms)
-            finally:
-                stage.close()
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    for name, value in figures.items():
-        print(f"{name:28} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    return {f"plan_{vms}_vms_s": round(took, 2)}
 
 
 if __name__ == "__main__":
-    main()
+    measured(measure, vms=20)

@@ -8,6 +8,9 @@ Whatever fails before that: the VM is given back to the source under a new epoch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from vapor_desktop.engine import records
 from vapor_desktop.engine.operations.failover import (
     check_target,
@@ -272,7 +275,9 @@ def _resume(ctx: StepContext) -> Result:
         hv.resume(p.vm_uuid)
     if not ctx.wait_until(lambda: vm_state(hv, p.vm_uuid) == "running", RUNNING_S, 0.05):
         raise StartFailed(f"“{p.vm_name}” was resumed at the target but is {vm_state(hv, p.vm_uuid)}")
-    return {"running_at": ctx.tools.clock.now().isoformat()}
+    now = ctx.tools.clock.now()
+    off_since = datetime.fromisoformat(ctx.done["shut-down"]["downtime_from"])
+    return {"running_at": now.isoformat(), "downtime_s": round((now - off_since).total_seconds(), 2)}
 
 
 def _settle(ctx: StepContext) -> Result:
@@ -303,16 +308,17 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
     )
 
 
-def zero_loss_statement(done: dict[str, Result] | object) -> str:
-    """What was compared, how, and what was not read again. Of a finished migration's results."""
-    results = done if isinstance(done, dict) else {}
-    compared = results["pre-sync"]["compared_bytes"]
-    final, seq = results["final-sync"]["final_bytes"], results["final-sync"]["seq"]
+def zero_loss_statement(done: Mapping[str, Result]) -> str:
+    """What was compared, how, what was not read again, and the downtime. Of a finished migration's results."""
+    compared = done["pre-sync"]["compared_bytes"]
+    final, seq = done["final-sync"]["final_bytes"], done["final-sync"]["seq"]
+    down_s = done["resume"].get("downtime_s")  # unknown to a migration that an older program resumed
+    took = "" if down_s is None else f". From off at the source to running at the target: {down_s:.1f} s"
     return (
         f"Nothing lost up to recovery point {seq}: {compared / 2**20:.0f} MiB were read at the source and compared "
         f"block by block with the replica's digests, and the replica with its own, while the VM ran; what it wrote "
         f"after that ({final / 2**20:.1f} MiB) was read from its stopped disks and verified on arrival. Blocks not "
-        "written since the comparison were not read again"
+        f"written since the comparison were not read again{took}"
     )
 
 
