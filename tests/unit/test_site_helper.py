@@ -79,6 +79,15 @@ def test_nvram_is_read_and_placed_but_never_replaced(client: HelperClient, setti
     assert [entry.name for entry in path.parent.iterdir()] == ["vm_VARS.fd"]
 
 
+def test_the_nvram_of_a_vm_that_runs_on_its_replica_is_read(client: HelperClient, settings: SiteSettings) -> None:
+    path = settings.replica_roots[0] / VM / "run" / "2" / "nvram.fd"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"varstore")
+    assert client.read_nvram(VM, str(path)) == b"varstore"
+    with pytest.raises(NotAllowed):
+        client.place_nvram(str(path.with_name("other.fd")), b"varstore")
+
+
 @pytest.mark.parametrize(
     "bad", ["/etc/passwd", "relative", "{root}/../secret", "{root}/link", "{root}/dirlink/secret"]
 )

@@ -32,8 +32,8 @@ OURS = re.compile(r"vapor-[A-Za-z0-9._-]{1,200}")
 
 
 def read_nvram(settings: SiteSettings, path: str) -> dict[str, Any]:
-    """The varstore's bytes."""
-    with open_file(path, settings.helper_nvram_roots) as descriptor:
+    """The varstore's bytes. That of a VM which was failed over lies beside its overlays, in the replica."""
+    with open_file(path, (*settings.helper_nvram_roots, *settings.replica_roots)) as descriptor:
         return {"data": base64.b64encode(_read_all(descriptor, NVRAM_LIMIT_BYTES, path)).decode()}
 
 
