@@ -97,6 +97,9 @@ def trip(stage: Stage) -> dict[str, Any]:
         gaps += verdict.gaps
         torn += verdict.torn
         sent += operate(stage, OperationKind.REPROTECT)["first_bytes"]
+    for event in stage.backend.events(stage.row(NAME).key):
+        if event.kind == "scrub-mismatch":  # what was adopted by its record was not what the record says
+            raise SystemExit(event.text)
     stage.wait_for_point(NAME, (stage.row(NAME).last_seq or 0) + 2)
     seen = {name: inventory(stage, site) for name, site in stage.lab.sites.items()}
     seconds = time.monotonic() - began

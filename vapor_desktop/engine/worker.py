@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -38,6 +38,8 @@ from vapor_desktop.model.wire import Progress, WriteGrant
 
 log = structlog.get_logger(__name__)
 
+# Block numbers of a mismatch in a log line.
+TOLD_BLOCKS = 20
 # Not failures: somebody else is at work, the next try will see.
 _WAIT_ONLY = {"VM-BUSY", "LEASE-HELD", "TRANSFER-CANCELLED"}
 _SITE_GONE = {"SITE-UNREACHABLE", "LIBVIRT-UNREACHABLE"}
@@ -265,7 +267,13 @@ class ProtectionWorker:
         found = outcome.scrubbed
         sides = "source" if found and any(found.source_mismatch.values()) else "replica"
         text = f"The scrub found data at the {sides} that differs from its digests; the next cycle compares all"
-        log.error("scrub mismatch", vm=protection.vm_name, side=sides)
+        log.error(
+            "scrub mismatch",
+            vm=protection.vm_name,
+            side=sides,
+            source_blocks=_first(found.source_mismatch) if found else {},
+            target_blocks=_first(found.target_mismatch) if found else {},
+        )
         records.note(
             self._repository, self._clock.now(), "scrub-mismatch", text, severity=Severity.CRITICAL, protection_id=pid
         )
@@ -422,3 +430,8 @@ def _to_drop(manifest: Manifest, now: datetime, limit: int, refused: Collection[
     living = [p for p in manifest.points if not p.dead]
     rule = manifest.policy.retention
     return retention.plan(living, rule, now, refused=refused, chain_limit=limit)
+
+
+def _first(blocks: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """The first few of each disk, for a log."""
+    return {disk: list(numbers[:TOLD_BLOCKS]) for disk, numbers in blocks.items() if numbers}

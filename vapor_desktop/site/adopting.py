@@ -10,6 +10,7 @@ from vapor_desktop.model.errors import Conflict, DomainNotFound, NotFound
 from vapor_desktop.model.manifest import Manifest
 from vapor_desktop.model.wire import AdoptDisk, Adopted, AdoptRequest, FoldPlan, FoldRequest
 from vapor_desktop.site.helper_client import HelperClient
+from vapor_desktop.site.leases import vm_file_name
 from vapor_desktop.site.replica import ReplicaStore
 from vapor_desktop.site.replica.adoption import PIN, Original
 
@@ -37,12 +38,12 @@ class Adopting:
         self._must_be_off(vm, request.vm_name)
         before = self._store.adopted(vm, request)
         if before is not None:
-            return self._told(request, before)
+            return self._settled(vm, request, before)
         looked = {disk: self._look(vm, disk, wanted, request) for disk, wanted in request.disks.items()}
         found = {disk: original for disk, original in looked.items() if original is not None}
         if not found:
             raise NotFound(f"No disk of “{request.vm_name}” is left at this site", fix="It has to be copied whole")
-        return self._told(request, self._store.adopt(vm, request, found))
+        return self._settled(vm, request, self._store.adopt(vm, request, found))
 
     def fold(self, vm: str, request: FoldRequest) -> FoldPlan:
         """``ReplicaStore.fold``; an overlay that libvirt let go of may be root's now, and must be looked at."""
@@ -51,6 +52,19 @@ class Adopting:
                 if top != foot and top.exists():
                     self._helper.image_adopt(str(top))
         return self._store.fold(vm, request)
+
+    def _settled(self, vm: str, request: AdoptRequest, manifest: Manifest) -> Adopted:
+        """What was recorded as a source ends with that: what the disks get from now on is in the replica's tables.
+
+        When the VM comes home a new record begins; with the old one going on, a later adoption would take the
+        digests of blocks that the other side wrote meanwhile for what lies here.
+        """
+        for disk in request.disks:
+            self._record(vm, disk).unlink(missing_ok=True)
+        return self._told(request, manifest)
+
+    def _record(self, vm: str, disk: str) -> Path:
+        return self._digests_dir / vm_file_name(vm) / f"{disk}.table"
 
     def _told(self, request: AdoptRequest, manifest: Manifest) -> Adopted:
         base = next((p for p in manifest.points if PIN in p.pins), None)
@@ -84,5 +98,5 @@ class Adopting:
         if facts["chain"] > 1 and self._store.inside(vm, path):
             path = self._store.flatten(vm, path, request.fence)
             stamp = str(self._helper.image_adopt(str(path))["stamp"])
-        table = self._digests_dir / vm / f"{disk}.table"
-        return Original(path, int(facts["size_bytes"]), stamp, proven, table if proven else None)
+        record = self._record(vm, disk) if proven else None
+        return Original(path, int(facts["size_bytes"]), stamp, proven, record)
