@@ -194,7 +194,8 @@ def wait_for_word(stage: Stage) -> None:
 def _phase(p: Protection, m: Manifest) -> Phase:
     """When the source is seen to be back, off and fenced, is a matter of the next look at it, not of the fault."""
     if p.phase is not Phase.SPLIT_BRAIN_RISK:
-        return p.phase
+        # A cycle that happens to run at this moment is no other end.
+        return Phase.PROTECTED if p.phase is Phase.SYNCING else p.phase
     return Phase.PROVISIONAL if m.provisional == m.epoch.number else Phase.FAILED_OVER
 
 
