@@ -91,9 +91,24 @@ def _unfinished(stage: Stage, protection: Protection) -> bool:
         return True
     api = stage.program.engine.gateway.api(stage.backend._site(protection.target_site))
     try:
-        return api.replica(protection.vm_uuid).incoming is not None
+        found = api.replica(protection.vm_uuid)
     except NotFound:
         return False
+    newest = found.manifest.newest
+    known = {newest.checkpoint} if newest else set()
+    return found.incoming is not None or not checkpoints(stage, protection) <= known
+
+
+def checkpoints(stage: Stage, protection: Protection) -> set[str]:
+    """Those of the VM at its source, where that can be asked; one more than the newest point's is a cut cycle's."""
+    if protection.epoch_owner != protection.source_site:
+        return set()  # it runs elsewhere: no cycle cleans up here
+    names = {s.site.site_id: s.site.name.removeprefix("site-") for s in stage.backend.snapshot().sites}
+    source = stage.lab.sites[names[protection.source_site]]
+    try:
+        return set(source.virsh("checkpoint-list", protection.vm_name, "--name").split())
+    except LabFailed:
+        return set()
 
 
 def running(stage: Stage) -> bool:
