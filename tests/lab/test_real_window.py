@@ -296,7 +296,7 @@ def test_fail_over_from_the_sheet(desk: Desk, lab: Lab) -> None:
     QTest.keyClicks(sheet.reason, "site a is dark")
     QTest.keyClicks(sheet.name, NAME.upper())
     assert not sheet.go.isEnabled()
-    assert "exactly" in sheet._hint.text()
+    assert "exactly" in sheet.hint.text()
     QTest.mouseClick(sheet.go, Qt.MouseButton.LeftButton)
     assert sheet.isVisible(), "a wrong name starts nothing"
     sheet.name.clear()

@@ -14,10 +14,10 @@ from vapor_desktop.gui import words
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.decision_sheet import Decision, DecisionSheet, Wording
 from vapor_desktop.gui.protection_columns import Row
+from vapor_desktop.gui.sheet import Begun, begins
 from vapor_desktop.model.operations import OperationKind
 from vapor_desktop.model.view import ProtectionStatus
 
-Begun = Callable[[str], None]
 CUT_POWER = "Cut its power at once, without asking the guest"
 WAYS = (
     (LEAVE, "Leave it as it is"),
@@ -169,11 +169,5 @@ def _begins(
     args: Callable[[], Mapping[str, object]],
     begun: Begun,
 ) -> None:
-    def run() -> None:
-        begin = partial(
-            context.backend.begin_operation, kind, status.key, {**args(), "force": sheet.forced}, sheet.why
-        )
-        title = f"Begin: {kind.value} of {status.protection.vm_name}"
-        context.errands.run(title, begin, subject=status.key, done=begun)
-
-    sheet.accepted.connect(run)
+    title = f"Begin: {kind.value} of {status.protection.vm_name}"
+    begins(context, sheet, kind, status.key, title, begun, lambda: {**args(), "force": sheet.forced})

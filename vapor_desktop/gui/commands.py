@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 
@@ -11,7 +11,8 @@ from PySide6.QtWidgets import QDialog, QMessageBox, QWidget
 
 from vapor_desktop.gui import after_failover, take_over
 from vapor_desktop.gui.context import Context
-from vapor_desktop.gui.drill_sheet import DrillSheet, StopDrillSheet
+from vapor_desktop.gui.drill_sheet import DrillSheet
+from vapor_desktop.gui.drill_verdict import StopDrillSheet
 from vapor_desktop.gui.edit_dialog import EditDialog
 from vapor_desktop.gui.error_box import show_error
 from vapor_desktop.gui.failover_sheet import FailoverSheet
@@ -21,6 +22,7 @@ from vapor_desktop.gui.protect_wizard import ProtectWizard
 from vapor_desktop.gui.protection_columns import Row
 from vapor_desktop.gui.reprotect_sheet import ReprotectSheet
 from vapor_desktop.gui.seed_dialog import SeedDialog
+from vapor_desktop.gui.sheet import Sheet, begins
 from vapor_desktop.gui.typed_confirm import TypedConfirm
 from vapor_desktop.model.errors import LeaseHeld, VaporError
 from vapor_desktop.model.operations import Choice, Operation, OperationKind, OperationState
@@ -159,16 +161,8 @@ class Commands(QObject):
         if row.status is None:
             return
         sheet = MigrateSheet(self._context, row.name, row.status.source_name, row.status.target_name, self._window)
-        backend = self._context.backend
         title = f"Begin to migrate {row.name} to {row.status.target_name}"
-
-        def run() -> None:
-            args = {"shutdown_s": sheet.shutdown_s}
-            begin = partial(backend.begin_operation, OperationKind.MIGRATION, row.key, args, sheet.why)
-            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
-
-        sheet.accepted.connect(run)
-        self._open(sheet)
+        self._begin(sheet, OperationKind.MIGRATION, row, title, lambda: {"shutdown_s": sheet.shutdown_s})
 
     def reprotect(self, row: Row) -> None:
         """The reprotect sheet with its price, then the operation."""
@@ -176,47 +170,36 @@ class Commands(QObject):
             return
         here, there = row.status.target_name, row.status.source_name
         sheet = ReprotectSheet(self._context, row.key, row.name, here, there, self._window)
-        backend, title = self._context.backend, f"Begin to reprotect {row.name} to {there}"
-
-        def run() -> None:
-            begin = partial(backend.begin_operation, OperationKind.REPROTECT, row.key, {}, sheet.why)
-            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
-
-        sheet.accepted.connect(run)
-        self._open(sheet)
+        self._begin(sheet, OperationKind.REPROTECT, row, f"Begin to reprotect {row.name} to {there}", dict)
 
     def drill(self, row: Row) -> None:
         """The drill sheet, then the operation."""
         if row.status is None:
             return
-        policy = row.status.protection.policy
+        policy, backend = row.status.protection.policy, self._context.backend
         sheet = DrillSheet(self._context, row.key, row.name, row.status.target_name, policy, self._window)
-        backend, title = self._context.backend, f"Begin a drill of {row.name} at {row.status.target_name}"
 
-        def run() -> None:
+        def schedule() -> None:
             if sheet.schedule is not None:
                 days, auto = sheet.schedule
                 change = partial(backend.schedule_drills, row.key, days, auto=auto)
                 self._context.errands.run(f"Schedule drills of {row.name}", change, subject=row.key)
-            begin = partial(backend.begin_operation, OperationKind.DRILL, row.key, sheet.args, sheet.why)
-            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
 
-        sheet.accepted.connect(run)
-        self._open(sheet)
+        sheet.accepted.connect(schedule)
+        title = f"Begin a drill of {row.name} at {row.status.target_name}"
+        self._begin(sheet, OperationKind.DRILL, row, title, lambda: sheet.args)
 
     def stop_drill(self, row: Row) -> None:
         """What it has shown, a verdict, then the operation."""
         if row.status is None:
             return
         sheet = StopDrillSheet(self._context, row.key, row.status.protection.vm_uuid, row.name, self._window)
-        backend, title = self._context.backend, f"Stop the drill of {row.name}"
+        self._begin(sheet, OperationKind.STOP_DRILL, row, f"Stop the drill of {row.name}", lambda: sheet.args)
 
-        def run() -> None:
-            reason = "a forced clean-up" if sheet.forced else "the drill was stopped"
-            begin = partial(backend.begin_operation, OperationKind.STOP_DRILL, row.key, sheet.args, reason)
-            self._context.errands.run(title, begin, subject=row.key, done=self.begun.emit)
-
-        sheet.accepted.connect(run)
+    def _begin(
+        self, sheet: Sheet, kind: OperationKind, row: Row, title: str, args: Callable[[], Mapping[str, object]]
+    ) -> None:
+        begins(self._context, sheet, kind, row.key, title, self.begun.emit, args)
         self._open(sheet)
 
     def answer(self, operation: Operation, choice: Choice) -> None:

@@ -24,7 +24,7 @@ from vapor_desktop.gui import after_failover, words
 from vapor_desktop.gui.activity import event_fields, severity_icon
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.disks_tab import DisksTab
-from vapor_desktop.gui.drill_sheet import ProofDialog
+from vapor_desktop.gui.drill_verdict import ProofDialog
 from vapor_desktop.gui.icons import SEVERITY_ICONS, icon, pixmap
 from vapor_desktop.gui.keyed_table import Field, RecordModel
 from vapor_desktop.gui.protection_columns import Row

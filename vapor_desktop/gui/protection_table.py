@@ -10,6 +10,7 @@ from vapor_desktop.gui.delegates import ProgressDelegate, RpoDelegate
 from vapor_desktop.gui.layout_store import Memory, apply_columns, capture_columns
 from vapor_desktop.gui.protection_columns import COLUMNS, INDEX, Row
 from vapor_desktop.gui.protection_model import ProtectionModel
+from vapor_desktop.gui.record_table import look_like_rows
 from vapor_desktop.gui.theme import Theme
 
 _MEMORY_KEY = "protection_columns"
@@ -28,17 +29,12 @@ class ProtectionTable(QTableView):
         self._rows, self._memory = model, memory
         self.setAccessibleName("Protected virtual machines")
         self.setModel(model)
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        look_like_rows(self, 16)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.setAlternatingRowColors(True)
-        self.setShowGrid(False)
         self.setWordWrap(False)
-        self.setTabKeyNavigation(False)
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        self.verticalHeader().hide()
-        self.verticalHeader().setDefaultSectionSize(self.fontMetrics().height() + 16)
         self.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         self.setItemDelegateForColumn(INDEX["rpo_now"], RpoDelegate(theme, self))
         self.setItemDelegateForColumn(INDEX["progress"], ProgressDelegate(theme, self))
@@ -52,9 +48,7 @@ class ProtectionTable(QTableView):
     def _prepare_header(self) -> None:
         header = self.horizontalHeader()
         header.setSectionsMovable(True)
-        header.setHighlightSections(False)
         header.setMinimumSectionSize(28)
-        header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         header.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
         header.customContextMenuRequested.connect(lambda at: self.column_menu().popup(header.mapToGlobal(at)))
         apply_columns(header, self._memory.get(_MEMORY_KEY, {}))
