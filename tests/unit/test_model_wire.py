@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, time
 from typing import Any
@@ -169,9 +171,10 @@ EXAMPLES: list[Value] = [
 
 
 def _classes() -> Iterator[type[Value]]:
-    for found in vars(wire).values():
-        if isinstance(found, type) and issubclass(found, Value) and found.__module__ == wire.__name__:
-            yield found
+    for topic in pkgutil.iter_modules(wire.__path__, f"{wire.__name__}."):
+        for found in vars(importlib.import_module(topic.name)).values():
+            if isinstance(found, type) and issubclass(found, Value) and found.__module__ == topic.name:
+                yield found
 
 
 def _names(value: Value) -> str:

@@ -1,1 +1,1 @@
-"""The site's HTTPS API: one file per resource. Paths and bodies: ``docs/protocols.md``, ``model/wire.py``."""
+"""The site's HTTPS API: one file per resource. Paths and bodies: ``docs/protocols.md``, ``model/wire/``."""
