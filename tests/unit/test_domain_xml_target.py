@@ -203,3 +203,26 @@ def test_firmware_chosen_by_libvirt_has_libvirts_nvram_path() -> None:
     assert facts.nvram_path == "/var/lib/libvirt/qemu/nvram/router_VARS.fd"
     assert facts.has_tpm
     assert facts.tpm_dir is None
+
+
+def test_what_a_later_libvirt_writes_out_goes_home_to_an_earlier_one() -> None:
+    """The same definition, dumped by both: what is made of them differs in the order of devices alone."""
+
+    def made(version: str) -> tuple[list[str], list[str]]:
+        xml = (DATA / f"libvirt-{version}.xml").read_text().replace("lan-b", "lan-a")
+        disks = {"vda": f"{RUN}/vda.qcow2", "vdb": f"{RUN}/vdb.qcow2"}
+        built = build_target(xml, disks=disks, networks={}, nvram=f"{RUN}/nvram.fd", kvm=False, fresh_genid=False)
+        root = etree.fromstring(built.xml, etree.XMLParser(remove_blank_text=True))
+        devices = root.find("./devices")
+        assert devices is not None
+        parts = sorted(etree.tostring(device, encoding="unicode") for device in devices)
+        root.remove(devices)
+        return parts, etree.tostring(root, encoding="unicode").splitlines()
+
+    assert made("11.3") == made("9.0")
+
+
+def test_a_watchdogs_own_action_stays() -> None:
+    xml = (DATA / "libvirt-11.3.xml").read_text().replace("action='reset'", "action='poweroff'")
+    built = build_target(xml, disks={}, networks={}, nvram=None, kvm=False, fresh_genid=False)
+    assert 'watchdog model="itco" action="poweroff"' in built.xml

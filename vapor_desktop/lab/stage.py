@@ -208,6 +208,7 @@ def remove_guests(lab: Lab) -> None:
         for command in (
             "rm -rf /var/lib/libvirt/images/vapor/* /var/lib/vapor/guard/*.json /var/lib/vapor/plans/*.json",
             "find /var/lib/libvirt/images -maxdepth 1 -type f -delete",
+            "rm -f /var/log/libvirt/qemu/*-serial.log",  # the next guest of the name has not booted yet
         ):
             site.exec(["sh", "-c", command])
 

@@ -15,6 +15,7 @@ from vapor_desktop.model.domain_xml.devices import map_interfaces, rewire_disks,
 from vapor_desktop.model.domain_xml.edit import drop_all, drop_attributes
 from vapor_desktop.model.domain_xml.mark import Mark, write_mark
 from vapor_desktop.model.domain_xml.parse import parse_root
+from vapor_desktop.model.domain_xml.written_out import forget_defaults
 from vapor_desktop.model.errors import InvalidRequest, NotReplicable
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -64,6 +65,7 @@ def build_target(
         )
     notes: list[str] = []
     drop_attributes(root, "id")
+    forget_defaults(root)
     _identity(root, keep_uuid, new_uuid, new_name)
     _genid(root, fresh_genid)
     _host_bound(root, notes)
