@@ -192,7 +192,7 @@ def test_without_resume_the_kept_incoming_goes(bench: Bench) -> None:
 
 
 def test_a_second_receiver_revokes_the_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vapor_desktop.site.replica.store._BUSY_WAIT_S", 0.1)
+    monkeypatch.setattr("vapor_desktop.site.replica.receiving._BUSY_WAIT_S", 0.1)
     first = bench.open()
     bench_want(bench, first)
     with pytest.raises(Conflict):
