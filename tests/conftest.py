@@ -47,7 +47,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         _skipped.append(report.nodeid)
     told = os.environ.get("VAPOR_FAILURES")
-    if report.failed and told:
+    if report.failed and told and "PYTEST_XDIST_WORKER" not in os.environ:  # there the one that gathers writes it
         with Path(told).open("a") as out:
             out.write(_in_few_words(report))
 

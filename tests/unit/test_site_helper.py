@@ -23,7 +23,7 @@ VM = "8f1d6f0e-2c0b-4f7a-9d52-0a3b6f1f2a11"
 
 @pytest.fixture
 def settings(tmp_path: Path) -> SiteSettings:
-    for name in ("images", "nvram"):
+    for name in ("images", "nvram", "replicas"):
         (tmp_path / name).mkdir()
     return SiteSettings(
         state_dir=tmp_path / "state",
@@ -31,6 +31,7 @@ def settings(tmp_path: Path) -> SiteSettings:
         helper_run_dir=tmp_path / "exports",
         helper_image_roots=(tmp_path / "images",),
         helper_nvram_roots=(tmp_path / "nvram",),
+        replica_roots=(tmp_path / "replicas",),
         user="nobody-here",
     )
 
