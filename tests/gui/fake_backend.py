@@ -377,8 +377,8 @@ class FakeBackend:
     def let_go(self, protection_id: str, epoch: int, reason: str) -> None:
         self._take("let_go", protection_id, epoch, reason)
 
-    def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]:
-        self._take("operation_steps", kind)
+    def operation_steps(self, kind: OperationKind, args: Mapping[str, object] | None = None) -> Sequence[StepRow]:
+        self._take("operation_steps", kind, dict(args or {}))
         return MIGRATION
 
     def begin_operation(

@@ -31,8 +31,12 @@ def test_migration_needs_the_exact_name_and_a_reason_and_begins(console) -> None
         assert not sheet.go.isEnabled(), wrong
     sheet.name.setText("db01")
     sheet.deadline.setValue(45)
+    sheet.reread.click()
+    assert not sheet.go.isEnabled(), "other steps are asked for"
+    console.until(sheet.go.isEnabled)
+    assert console.asked("operation_steps")[-1] == (OperationKind.MIGRATION, {"shutdown_s": 45.0, "reread": True})
     sheet.go.click()
-    wanted = [(OperationKind.MIGRATION, "p-db01", {"shutdown_s": 45.0}, "new rack")]
+    wanted = [(OperationKind.MIGRATION, "p-db01", {"shutdown_s": 45.0, "reread": True}, "new rack")]
     console.until(lambda: console.asked("begin_operation") == wanted)
     assert "MainThread" not in console.backend.threads
 

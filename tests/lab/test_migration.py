@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from vapor_desktop.engine.operations.registry import TYPES
-from vapor_desktop.lab import guests
+from vapor_desktop.lab import disks, guests
 from vapor_desktop.lab.keyring_session import KeyringSession
 from vapor_desktop.lab.lab import Lab
 from vapor_desktop.lab.processes import wait_until
@@ -92,8 +92,15 @@ def test_what_fails_before_the_point_of_no_return_is_undone_whole(stage: Stage) 
 def test_a_planned_migration_loses_no_record(stage: Stage) -> None:
     a, b = stage.lab.sites["a"], stage.lab.sites["b"]
     wait_until(lambda: a.diary(NAME).last > 20, "records", timeout_s=60)
-    done = migrate(stage)
+    asked = migrate(stage, reread=True)
+    assert asked.question is not None, asked.error
+    assert state(stage, "a") == "running", "it is asked while the guest serves"
+    assert "makes the downtime about" in asked.question.text
+    stage.backend.answer_question(asked.operation_id, asked.question.question_id, "read")
+    wait_until(lambda: stage.backend.operation(asked.operation_id).ended, "the migration", timeout_s=200)
+    done = stage.backend.operation(asked.operation_id)
     assert done.state is OperationState.DONE, (done.question, done.error)
+    assert done.result["reread"]["vda"] > disks.DEFAULT_SIZE // 2
     assert (state(stage, "a"), state(stage, "b")) == ("shut off", "running")
     old = a.diary(a.disks_of(NAME))  # the source's disks, as they were when it was shut down
     verdict = b.wait_boot(NAME, timeout_s=120)
@@ -114,6 +121,7 @@ def test_a_planned_migration_loses_no_record(stage: Stage) -> None:
     assert 0 < done.result["downtime_s"] < 30
     [told] = [e.text for e in stage.backend.events(limit=50) if e.kind == "migrated"]
     assert f"{done.result['downtime_s']:.1f} s" in told
+    assert "Read again from the stopped disks, vda " in told
 
 
 def test_the_matrix_knows_every_step() -> None:

@@ -23,15 +23,35 @@ LOOK_S = 0.1
 @click.option("--shutdown-timeout", type=click.FloatRange(1, 86400), default=120.0, show_default=True,
               metavar="SECONDS",
               help="How long the guest may take to shut down before you are asked.")  # fmt: skip
+@click.option(
+    "--reread",
+    is_flag=True,
+    help="Read all disks again once it is off. How much longer that takes is asked before it is shut down.",
+)
+@click.option("--reread-within", type=click.FloatRange(min=0), metavar="SECONDS",
+              help="With --reread: do not ask when it takes at most so long.")  # fmt: skip
 @json_option
 @click.pass_obj
-def migrate(out: Output, vm: str, reason: str, confirm: str | None, shutdown_timeout: float) -> None:
+def migrate(
+    out: Output,
+    vm: str,
+    reason: str,
+    confirm: str | None,
+    shutdown_timeout: float,
+    reread: bool,
+    reread_within: float | None,
+) -> None:
     """Planned migration: move VM to its target and lose nothing. It is shut down, synced, started there."""
+    if reread_within is not None and not reread:
+        raise InvalidRequest("--reread-within says nothing without --reread", fix="Add --reread, or leave it out")
+    args: dict[str, object] = {"shutdown_s": shutdown_timeout}
+    if reread:
+        args |= {"reread": True, "reread_within_s": reread_within}
     with program.acting() as backend:
         row = program.find_protection(backend, vm)
         name = row.protection.vm_name
         if confirm is None:
-            steps = [s.title for s in backend.operation_steps(OperationKind.MIGRATION)]
+            steps = [s.title for s in backend.operation_steps(OperationKind.MIGRATION, args)]
             if out.as_json:
                 out.json({"ok": False, "dry_run": True, "steps": steps})
             else:
@@ -40,9 +60,7 @@ def migrate(out: Output, vm: str, reason: str, confirm: str | None, shutdown_tim
             raise InvalidRequest("Nothing was done", fix=f"Add --confirm {name} to migrate it to {row.target_name}")
         if confirm != name:
             raise InvalidRequest("The name does not match", fix=f"--confirm {name}")
-        operation_id = backend.begin_operation(
-            OperationKind.MIGRATION, row.key, {"shutdown_s": shutdown_timeout}, reason
-        )
+        operation_id = backend.begin_operation(OperationKind.MIGRATION, row.key, args, reason)
         done = follow(out, backend, operation_id)
     finish(out, done)
 

@@ -162,7 +162,7 @@ class Commands(QObject):
             return
         sheet = MigrateSheet(self._context, row.name, row.status.source_name, row.status.target_name, self._window)
         title = f"Begin to migrate {row.name} to {row.status.target_name}"
-        self._begin(sheet, OperationKind.MIGRATION, row, title, lambda: {"shutdown_s": sheet.shutdown_s})
+        self._begin(sheet, OperationKind.MIGRATION, row, title, lambda: sheet.args)
 
     def reprotect(self, row: Row) -> None:
         """The reprotect sheet with its price, then the operation."""

@@ -30,9 +30,9 @@ class OperatingDesk(Desk):
         """Newest first."""
         return self._repository.operations(open_only=open_only, limit=limit)
 
-    def operation_steps(self, kind: OperationKind) -> Sequence[StepRow]:
+    def operation_steps(self, kind: OperationKind, args: Mapping[str, object] | None = None) -> Sequence[StepRow]:
         """What such an operation would do, step by step: the dry run's list."""
-        return self._engine.operations.plan(kind)
+        return self._engine.operations.plan(kind, args or {})
 
     def operation(self, operation_id: str) -> Operation:
         """Its journal. Raises NotFound."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from vapor_desktop.engine import records
 from vapor_desktop.engine.operations.failover import (
@@ -17,13 +18,16 @@ from vapor_desktop.engine.operations.failover import (
     define_run,
     vm_state,
 )
+from vapor_desktop.engine.operations.reread import wanted, with_reread
 from vapor_desktop.engine.operations.steps import UNDO, Ask, OperationType, Result, Step, StepContext
+from vapor_desktop.engine.operations.switching_off import require_off
 from vapor_desktop.engine.operations.target_guard import tell_target
 from vapor_desktop.engine.plan import checkpoint_name
 from vapor_desktop.model.domain_xml.mark import read_mark
 from vapor_desktop.model.errors import Conflict, DigestMismatch, DomainNotFound, StartFailed, VaporError
 from vapor_desktop.model.manifest import Consistency, Epoch
 from vapor_desktop.model.operations import Choice, OperationKind
+from vapor_desktop.model.reprotect import size_text
 from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.takeover import home_of
 from vapor_desktop.model.wire import GiveBackRequest, GuardRequest, GuardState, Run, RunRequest
@@ -68,6 +72,7 @@ def _pre_sync(ctx: StepContext) -> Result:
     p = ctx.protection
     lease = ctx.lease(p.target_site)
     for attempt in range(PRE_SYNCS):
+        began = ctx.tools.clock.monotonic()
         outcome = ctx.tools.worker.run_in_operation(p.protection_id, lease, scrub_whole=True)
         if outcome.mismatch:
             ctx.note("The replica differed from its digests; compared again")
@@ -75,7 +80,8 @@ def _pre_sync(ctx: StepContext) -> Result:
         if outcome.scrubbed is not None:
             checked = outcome.scrubbed.checked_bytes
             ctx.note(f"{checked / 2**20:.0f} MiB compared on both sides")
-            return {"compared_bytes": checked, "cycles": attempt + 1}
+            took = {"compare_s": round(ctx.tools.clock.monotonic() - began, 2), "cycles": attempt + 1}
+            return {"compared_bytes": checked, "compared": dict(outcome.scrubbed.checked), **took}
     raise DigestMismatch(f"The replica of “{p.vm_name}” still differs from its source after {PRE_SYNCS} cycles")
 
 
@@ -135,7 +141,7 @@ def _start_again(ctx: StepContext) -> None:
 def _guard(ctx: StepContext) -> Result:
     """From here on nothing but this operation starts it at the source."""
     p = ctx.protection
-    _require_off(ctx)
+    require_off(ctx)
     _arm(ctx, GuardState.MOVING, ctx.done["check"]["epoch"], p.source_site, "a planned migration moves it")
     ctx.hypervisor(p.source_site).set_autostart(p.vm_uuid, False)
     return {}
@@ -169,28 +175,22 @@ def _arm(ctx: StepContext, state: GuardState, epoch: int, owner: str, reason: st
 def _final_sync(ctx: StepContext) -> Result:
     """The last delta, read from the disks of the stopped VM: the point is the VM, bit for bit."""
     p = ctx.protection
-    _require_off(ctx)
+    require_off(ctx)
     outcome = ctx.tools.worker.run_in_operation(p.protection_id, ctx.lease(p.target_site))
     newest = outcome.manifest.newest
     if newest is None or outcome.mismatch:
         raise DigestMismatch(f"The last sync of “{p.vm_name}” did not come to a point whose data is its digests'")
     if not outcome.unchanged and newest.consistency is not Consistency.OFF:
         raise Conflict(f"“{p.vm_name}” was not off while its last point was made")
-    _require_off(ctx)
+    require_off(ctx)
     sent = outcome.result.data_bytes if outcome.result else 0
     ctx.note(f"Recovery point {newest.seq}: {sent / 2**20:.1f} MiB from the stopped disks")
     return {"seq": newest.seq, "final_bytes": sent}
 
 
-def _require_off(ctx: StepContext) -> None:
-    state = vm_state(ctx.hypervisor(ctx.protection.source_site), ctx.protection.vm_uuid)
-    if state != "shutoff":
-        raise Conflict(f"“{ctx.protection.vm_name}” is {state} at its source", fix="Shut it down, or undo")
-
-
 def _take_over(ctx: StepContext) -> Result:
     """Epoch + 1 at the target, and an overlay on the last point."""
-    _require_off(ctx)
+    require_off(ctx)
     run = _run(ctx)
     tell_target(ctx, run.epoch, "a planned migration brings it here")
     return {"run_epoch": run.epoch.number}
@@ -268,7 +268,7 @@ def _resume(ctx: StepContext) -> Result:
     p = ctx.protection
     hv = ctx.hypervisor(p.target_site)
     if vm_state(hv, p.vm_uuid) != "running":
-        _require_off(ctx)
+        require_off(ctx)
         record = ctx.api(p.source_site).guard(p.vm_uuid)
         if record is None or record.state is not GuardState.MOVING:
             raise Conflict(f"The start guard of “{p.vm_name}” at its source is not armed for this migration")
@@ -310,31 +310,46 @@ def _ended(ctx: StepContext, error: VaporError | None) -> None:
 
 def zero_loss_statement(done: Mapping[str, Result]) -> str:
     """What was compared, how, what was not read again, and the downtime. Of a finished migration's results."""
-    compared = done["pre-sync"]["compared_bytes"]
+    seen = done["pre-sync"]
     final, seq = done["final-sync"]["final_bytes"], done["final-sync"]["seq"]
+    reread = done.get("reread", {}).get("reread")
+    again = "Blocks not written since the comparison were not read again"
+    if reread:
+        again = f"Read again from the stopped disks, {_per_disk(reread)} were equal on both sides"
     down_s = done["resume"].get("downtime_s")  # unknown to a migration that an older program resumed
     took = "" if down_s is None else f". From off at the source to running at the target: {down_s:.1f} s"
+    compared = _per_disk(seen.get("compared", {})) or size_text(seen["compared_bytes"])
     return (
-        f"Nothing lost up to recovery point {seq}: {compared / 2**20:.0f} MiB were read at the source and compared "
-        f"block by block with the replica's digests, and the replica with its own, while the VM ran; what it wrote "
-        f"after that ({final / 2**20:.1f} MiB) was read from its stopped disks and verified on arrival. Blocks not "
-        f"written since the comparison were not read again{took}"
+        f"Nothing lost up to recovery point {seq}: {compared} were read at the source and compared block by block "
+        "with the replica's digests, and the replica with its own, while the VM ran; what it wrote after that "
+        f"({size_text(final)}) was read from its stopped disks and verified on arrival. {again}{took}"
     )
 
 
+def _per_disk(checked: Mapping[str, int]) -> str:
+    return ", ".join(f"{disk} {size_text(size)}" for disk, size in sorted(checked.items()))
+
+
+def _steps_of(args: Mapping[str, Any]) -> tuple[Step, ...]:
+    return with_reread(_STEPS) if wanted(args) else _STEPS
+
+
+_STEPS = (
+    Step("check", "Look whether it would start at the target", _check, undo=_not_migrating),
+    Step("pre-sync", "Sync while it runs, and compare both sides", _pre_sync),
+    Step("shut-down", "Shut it down", _shut_down, undo=_start_again),
+    Step("guard", "Guard the source against a start", _guard, undo=_unguard),
+    Step("final-sync", "Send what it wrote last", _final_sync),
+    Step("take-over", "Take it over at the target", _take_over, undo=_give_back),
+    Step("start-paused", "Start it paused, with a checkpoint for the way home", _start_paused, _remove_paused),
+    Step("resume", "Let it run at the target", _resume, no_return=True),
+    Step("settle", "Tell the source whose it is", _settle),
+)
+
 MIGRATION = OperationType(
     kind=OperationKind.MIGRATION,
-    steps=(
-        Step("check", "Look whether it would start at the target", _check, undo=_not_migrating),
-        Step("pre-sync", "Sync while it runs, and compare both sides", _pre_sync),
-        Step("shut-down", "Shut it down", _shut_down, undo=_start_again),
-        Step("guard", "Guard the source against a start", _guard, undo=_unguard),
-        Step("final-sync", "Send what it wrote last", _final_sync),
-        Step("take-over", "Take it over at the target", _take_over, undo=_give_back),
-        Step("start-paused", "Start it paused, with a checkpoint for the way home", _start_paused, _remove_paused),
-        Step("resume", "Let it run at the target", _resume, no_return=True),
-        Step("settle", "Tell the source whose it is", _settle),
-    ),
+    steps=_STEPS,
     asks=True,
     ended=_ended,
+    steps_of=_steps_of,
 )

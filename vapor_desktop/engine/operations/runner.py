@@ -166,9 +166,9 @@ class OperationRunner:
         self._durable.start(operation.operation_id)
         return operation
 
-    def plan(self, kind: OperationKind) -> tuple[StepRow, ...]:
-        """The steps such an operation has, none begun."""
-        return rows(self._types[kind].steps)
+    def plan(self, kind: OperationKind, args: Mapping[str, Any]) -> tuple[StepRow, ...]:
+        """The steps such an operation has with these arguments, none begun."""
+        return rows(self._types[kind].steps_for(args) if args else self._types[kind].steps)
 
     def protections(self) -> set[str]:
         """Those of which an operation is open here."""

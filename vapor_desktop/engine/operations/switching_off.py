@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vapor_desktop.engine.operations.steps import Ask, StepContext
 from vapor_desktop.engine.ports import Hypervisor
-from vapor_desktop.model.errors import DomainNotFound, VaporError
+from vapor_desktop.model.errors import Conflict, DomainNotFound, VaporError
 from vapor_desktop.model.operations import Choice
 
 SHUTDOWN_S = 120.0
@@ -22,6 +22,13 @@ def vm_state(hypervisor: Hypervisor, vm_uuid: str) -> str:
         return hypervisor.domain(vm_uuid).state
     except DomainNotFound:
         return "undefined"
+
+
+def require_off(ctx: StepContext) -> None:
+    """Raises Conflict when the VM is not off at its source."""
+    state = vm_state(ctx.hypervisor(ctx.protection.source_site), ctx.protection.vm_uuid)
+    if state != "shutoff":
+        raise Conflict(f"“{ctx.protection.vm_name}” is {state} at its source", fix="Shut it down, or undo")
 
 
 def switch_off(ctx: StepContext, site_id: str, step: str, *ways_out: Choice, force: bool | None = None) -> str:

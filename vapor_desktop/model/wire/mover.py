@@ -111,6 +111,7 @@ class Scrubbed(Value):
     """Answer of ``scrub``. Blocks are 64 KiB block numbers."""
 
     checked_bytes: int
+    checked: dict[str, int] = {}  # disk -> bytes of it that were compared
     source_mismatch: dict[str, tuple[int, ...]]  # the source differs from what the target recorded
     target_mismatch: dict[str, tuple[int, ...]]  # the target's data differs from its own record
     wrapped: bool  # a whole pass over all disks is complete

@@ -91,11 +91,11 @@ class Scrub:
             if d.source.kind == "offline"
         ]
         source_mismatch: dict[str, set[int]] = {}
-        checked = 0
+        checked = {disk.target: 0 for disk in request.disks}
         for (i, extent), table in zip(slices, tables, strict=True):
             target = request.disks[i].target
             for block, size, same in self._own(request.disks[i], extent, table):
-                checked += size
+                checked[target] += size
                 if not same:
                     source_mismatch.setdefault(target, set()).add(block)
         for image in stopped:  # a VM that was started meanwhile changed its disk; that is no mismatch
@@ -106,7 +106,8 @@ class Scrub:
             Kind.SCRUBBED,
         )
         return Scrubbed(
-            checked_bytes=checked,
+            checked_bytes=sum(checked.values()),
+            checked=checked,
             source_mismatch={name: tuple(blocks) for name, blocks in found.items()},
             target_mismatch={name: tuple(blocks) for name, blocks in answer["target_mismatch"].items()},
             wrapped=wrapped,
