@@ -246,6 +246,22 @@ def processes(site: Site) -> list[Process]:
     return found
 
 
+def traces_of_drills(stage: Stage) -> dict[str, list[str]]:
+    """Whatever a drill makes on its host, looked at from the outside, by other means than the site's own."""
+    b = stage.lab.sites["b"]
+    links = json.loads(b.exec(["ip", "-j", "link"]).stdout)
+    return {
+        "domains": b.virsh("list", "--all", "--name").split(),
+        "networks": b.virsh("net-list", "--all", "--name").split(),
+        "links": sorted(link["ifname"] for link in links),
+        "files": sorted(str(p) for p in b.path(REPLICAS).glob("*/drill/**/*")),
+        # The start guard's own proof leaves one whenever the site service starts.
+        "logs": sorted(p.name for p in b.path("/var/log/libvirt/qemu").iterdir() if "guard-proof" not in p.name),
+        "programs": sorted(p.program for p in processes(b) if p.program.startswith("qemu-system")),
+        "probes": [p.words[-1] for p in processes(b) if any("bubble_probe" in w for w in p.words)],
+    }
+
+
 def assert_nothing_is_left(stage: Stage, names: Sequence[str]) -> None:
     """In a quiet moment: no scratch, socket, job, freeze, watch, stray checkpoint or bitmap, unfinished or orphaned
     file, nor a process that nobody owns, on either host."""

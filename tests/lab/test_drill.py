@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -59,25 +58,9 @@ def drills(stage: Stage) -> list[DrillRecord]:
     return [r for r in proofs.target_api(stage, NAME).drills() if r.open]
 
 
-def traces(stage: Stage) -> dict[str, list[str]]:
-    """Whatever a drill makes on its host, looked at from the outside, by other means than the site's own."""
-    b = stage.lab.sites["b"]
-    links = json.loads(b.exec(["ip", "-j", "link"]).stdout)
-    return {
-        "domains": b.virsh("list", "--all", "--name").split(),
-        "networks": b.virsh("net-list", "--all", "--name").split(),
-        "links": sorted(link["ifname"] for link in links),
-        "files": sorted(str(p) for p in b.path(proofs.REPLICAS).glob("*/drill/**/*")),
-        # The start guard's own proof leaves one whenever the site service starts.
-        "logs": sorted(p.name for p in b.path("/var/log/libvirt/qemu").iterdir() if "guard-proof" not in p.name),
-        "programs": sorted(p.program for p in proofs.processes(b) if p.program.startswith("qemu-system")),
-        "probes": [p.words[-1] for p in proofs.processes(b) if any("bubble_probe" in w for w in p.words)],
-    }
-
-
 def test_a_copy_boots_in_a_bubble_while_cycles_run_and_leaves_nothing(stage: Stage) -> None:
     a, b, api = stage.lab.sites["a"], stage.lab.sites["b"], proofs.target_api(stage, NAME)
-    before, key = traces(stage), stage.row(NAME).key
+    before, key = proofs.traces_of_drills(stage), stage.row(NAME).key
     protection = stage.row(NAME).protection
     assert stage.program is not None
     source = stage.program.engine.gateway.hypervisor(stage.backend._site(protection.source_site))
@@ -125,7 +108,7 @@ def test_a_copy_boots_in_a_bubble_while_cycles_run_and_leaves_nothing(stage: Sta
     stopped = operate(stage, OperationKind.STOP_DRILL, passed=True, note="it works")
     assert stopped.state is OperationState.DONE, stopped.error
     assert (stopped.result["left"], stopped.result["appeared"], stopped.result["gone"]) == ([], [], [])
-    assert traces(stage) == before
+    assert proofs.traces_of_drills(stage) == before
     assert drills(stage) == []
     proven = next(p for p in stage.backend.points(key) if p.seq == copy.seq)
     assert proven.proven_at is not None
@@ -141,11 +124,11 @@ def test_a_copy_boots_in_a_bubble_while_cycles_run_and_leaves_nothing(stage: Sta
 
 
 def test_a_drill_that_began_by_itself_is_judged_by_its_checks(stage: Stage) -> None:
-    before, key = traces(stage), stage.row(NAME).key
+    before, key = proofs.traces_of_drills(stage), stage.row(NAME).key
     done = operate(stage, OperationKind.DRILL, scheduled=True)
     assert done.state is OperationState.DONE, done.error
     assert (done.result["passed"], done.result["left"]) == (True, [])
-    assert traces(stage) == before
+    assert proofs.traces_of_drills(stage) == before
     row = stage.row(NAME).protection
     assert (row.drill, row.verification) == (DrillState.NONE, Verification.PASSED)
     assert row.drilled_at == max(p.proven_at for p in stage.backend.points(key) if p.proven_at is not None)
@@ -155,7 +138,7 @@ def test_a_bubble_that_leaks_starts_nothing_and_leaves_nothing(stage: Stage) -> 
     """Somebody gives the bridge an address between its making and the proof."""
     program = stage.program
     assert program is not None
-    b, before = stage.lab.sites["b"], traces(stage)
+    b, before = stage.lab.sites["b"], proofs.traces_of_drills(stage)
 
     def disturb(_operation: str, step: str, moment: str) -> None:
         if (step, moment) == ("isolation", "begin"):
@@ -170,7 +153,7 @@ def test_a_bubble_that_leaks_starts_nothing_and_leaves_nothing(stage: Stage) -> 
     assert done.state is OperationState.FAILED
     assert done.error is not None
     assert "203.0.113.7" in done.error["why"]
-    assert traces(stage) == before
+    assert proofs.traces_of_drills(stage) == before
     assert stage.row(NAME).protection.drill is DrillState.NONE
 
 
@@ -178,7 +161,7 @@ def test_whatever_is_killed_a_clean_up_leaves_nothing(stage: Stage) -> None:
     """The site service right after the start; then the copy's QEMU, libvirtd and the bubble helper."""
     program = stage.program
     assert program is not None
-    b, before = stage.lab.sites["b"], traces(stage)
+    b, before = stage.lab.sites["b"], proofs.traces_of_drills(stage)
 
     def kill(_operation: str, step: str, moment: str) -> None:
         if (step, moment) == ("start", "acted"):
@@ -203,7 +186,7 @@ def test_whatever_is_killed_a_clean_up_leaves_nothing(stage: Stage) -> None:
     b.start_bubble_helper()
     wait_until(lambda: not drills(stage) or _stop(stage, record.drill_id), "the clean-up", timeout_s=60, every_s=1)
     assert drills(stage) == []
-    assert traces(stage) == before
+    assert proofs.traces_of_drills(stage) == before
 
 
 def _stop(stage: Stage, drill_id: str) -> bool:
@@ -212,7 +195,7 @@ def _stop(stage: Stage, drill_id: str) -> bool:
 
 
 def test_a_drill_that_writes_too_much_stands_still_and_ends_with_its_time(stage: Stage) -> None:
-    before, key, b = traces(stage), stage.row(NAME).key, stage.lab.sites["b"]
+    before, key, b = proofs.traces_of_drills(stage), stage.row(NAME).key, stage.lab.sites["b"]
     done = operate(stage, OperationKind.DRILL, lasts_s=25.0, disk_limit_bytes=300 << 10, wanted=UNWATCHED)
     assert done.state is OperationState.DONE, done.error
     [record] = drills(stage)
@@ -220,7 +203,7 @@ def test_a_drill_that_writes_too_much_stands_still_and_ends_with_its_time(stage:
     assert b.virsh("domstate", record.vms[0].domain_name) == "paused"
     stage.backend.sync_now(key, wait=True)  # replication is not what stands still
     wait_until(lambda: not drills(stage), "the end of the drill", timeout_s=60, every_s=0.5)
-    assert traces(stage) == before
+    assert proofs.traces_of_drills(stage) == before
     last = proofs.target_api(stage, NAME).drills()[-1]
     assert last.end is not None
     assert (last.end.passed, last.end.left) == (None, ())
@@ -240,7 +223,7 @@ def _copy(stage: Stage) -> DrillVm:
 
 def test_a_failover_begins_beside_a_drill_and_a_power_cut_ends_the_drill_alone(stage: Stage) -> None:
     """Last: it ends the stage."""
-    b, before, row = stage.lab.sites["b"], traces(stage), stage.row(NAME)
+    b, before, row = stage.lab.sites["b"], proofs.traces_of_drills(stage), stage.row(NAME)
     assert operate(stage, OperationKind.DRILL, wanted=UNWATCHED).state is OperationState.DONE
     copy = _copy(stage)
     stage.lab.kill_site("a")
@@ -250,7 +233,7 @@ def test_a_failover_begins_beside_a_drill_and_a_power_cut_ends_the_drill_alone(s
     stage.lab.kill_site("b")
     stage.lab.revive_site("b")
     wait_until(lambda: not drills(stage), "the site's own clean-up", timeout_s=60, every_s=0.5)
-    after = traces(stage)
+    after = proofs.traces_of_drills(stage)
     assert (after["domains"], after["networks"]) == ([NAME], before["networks"])
     assert (after["files"], after["probes"]) == ([], [])
     assert set(after["logs"]) == {*before["logs"], f"{NAME}-serial.log", f"{NAME}.log"}  # and none of the drill's
