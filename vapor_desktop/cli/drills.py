@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from vapor_desktop.cli import program
-from vapor_desktop.cli.operations import finish, follow
+from vapor_desktop.cli.operations import carry_out, finish
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.model.drills import BOOT_S, DISK_LIMIT_BYTES, LASTS_MAX_S, LASTS_S
 from vapor_desktop.model.errors import InvalidRequest
@@ -60,7 +60,7 @@ def start(
     args = {"seq": point, "wanted": wanted, "lasts_s": hours * 3600, "disk_limit_bytes": int(disk_limit * GIB)}
     with program.acting() as backend:
         row = program.find_protection(backend, vm)
-        done = follow(out, backend, backend.begin_operation(OperationKind.DRILL, row.key, args, reason))
+        done = carry_out(out, backend, OperationKind.DRILL, row.key, args, reason)
     if done.error is None and not out.as_json:
         _tell_checks(done)
     finish(out, done)
@@ -91,7 +91,7 @@ def clean(out: Output, vm: str) -> None:
 def _end(out: Output, vm: str, args: dict[str, object], reason: str) -> None:
     with program.acting() as backend:
         row = program.find_protection(backend, vm)
-        done = follow(out, backend, backend.begin_operation(OperationKind.STOP_DRILL, row.key, args, reason))
+        done = carry_out(out, backend, OperationKind.STOP_DRILL, row.key, args, reason)
     if done.error is None and not out.as_json:
         _tell_report(done)
     finish(out, done)

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, json_option
-from vapor_desktop.cli.protections import check_confirmed, status_facts
+from vapor_desktop.cli.protections import status_facts
 from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.engine.operations.fencing import WAYS
 from vapor_desktop.model.errors import InvalidRequest, VaporError
@@ -42,10 +43,7 @@ def failover(
         if confirm is None:
             _dry_run(out, backend, list(rows.values()))
             raise InvalidRequest("Nothing was done", fix=f"Add --confirm “{wanted}” to fail over")
-        if len(rows) == 1:
-            check_confirmed(next(iter(rows.values())), confirm)
-        elif confirm != wanted:
-            raise InvalidRequest(f"--confirm must be “{wanted}”")
+        check_confirmed(wanted, confirm)
         points = {key: _proven(backend, row) if proven else point for key, row in rows.items()}
         with ThreadPoolExecutor(AT_ONCE) as pool:
             asked = {key: pool.submit(_one, backend, key, points[key], reason, source) for key in rows}

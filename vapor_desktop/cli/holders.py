@@ -7,8 +7,8 @@ from dataclasses import asdict
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, json_option
-from vapor_desktop.model.errors import InvalidRequest
 
 
 @click.command()
@@ -69,8 +69,7 @@ def take_over(out: Output, vm: str, site_name: str, reason: str, confirm: str) -
     """End the lease that somebody holds of VM: from then on the site refuses what that holder writes."""
     with program.reading() as backend:
         row = program.find_protection(backend, vm)
-        if confirm != row.protection.vm_name:
-            raise InvalidRequest("The name does not match", fix=f"--confirm {row.protection.vm_name}")
+        check_confirmed(row.protection.vm_name, confirm)
         site = program.find_site(backend, site_name)
         was = backend.take_over_lease(row.key, site.site_id, reason)
     out.say(f"Taken over at {site.name} from {was}; do again what was refused", site=site.name, was=was)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Mapping
 
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.confirming import DRY, check_confirmed, nothing_done
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.model.errors import InvalidRequest, NotFound, from_wire
@@ -16,13 +18,21 @@ from vapor_desktop.model.operations import Operation, OperationKind, Question, S
 LOOK_S = 0.1
 
 
+shutdown_option = click.option(
+    "--shutdown-timeout",
+    type=click.FloatRange(1, 86400),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the guest may take to shut down before you are asked.",
+)
+
+
 @click.command()
 @click.argument("vm")
 @click.option("--reason", required=True, help="Why; kept in the history and at the sites.")
-@click.option("--confirm", metavar="NAME", help="The VM's name again. Without it: only show what would happen.")
-@click.option("--shutdown-timeout", type=click.FloatRange(1, 86400), default=120.0, show_default=True,
-              metavar="SECONDS",
-              help="How long the guest may take to shut down before you are asked.")  # fmt: skip
+@click.option("--confirm", metavar="NAME", help=f"The VM's name again. {DRY}")
+@shutdown_option
 @click.option(
     "--reread",
     is_flag=True,
@@ -52,17 +62,17 @@ def migrate(
         name = row.protection.vm_name
         if confirm is None:
             steps = [s.title for s in backend.operation_steps(OperationKind.MIGRATION, args)]
-            if out.as_json:
-                out.json({"ok": False, "dry_run": True, "steps": steps})
-            else:
-                for title in steps:
-                    click.echo(f"  {title}")
-            raise InvalidRequest("Nothing was done", fix=f"Add --confirm {name} to migrate it to {row.target_name}")
-        if confirm != name:
-            raise InvalidRequest("The name does not match", fix=f"--confirm {name}")
-        operation_id = backend.begin_operation(OperationKind.MIGRATION, row.key, args, reason)
-        done = follow(out, backend, operation_id)
+            raise nothing_done(out, steps, name, f"migrate it to {row.target_name}", steps=steps)
+        check_confirmed(name, confirm)
+        done = carry_out(out, backend, OperationKind.MIGRATION, row.key, args, reason)
     finish(out, done)
+
+
+def carry_out(
+    out: Output, backend: EngineBackend, kind: OperationKind, key: str, args: Mapping[str, object], reason: str
+) -> Operation:
+    """Begin it, and ``follow`` it."""
+    return follow(out, backend, backend.begin_operation(kind, key, args, reason))
 
 
 def follow(out: Output, backend: EngineBackend, operation_id: str) -> Operation:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.confirming import DRY, check_confirmed, nothing_done
 from vapor_desktop.cli.operations import finish, follow
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.engine.console import EngineBackend
@@ -132,7 +133,7 @@ def delete(out: Output, name: str, confirm: str) -> None:
     """Delete a plan, at every site that keeps it. No VM is touched."""
     with program.reading() as backend:
         found = find_plan(backend, name).plan
-        _confirmed(found, confirm)
+        check_confirmed(found.name, confirm)
         backend.delete_plan(found.plan_id, found.version)
     out.say(f"{found.name}: deleted", plan_id=found.plan_id)
 
@@ -159,7 +160,7 @@ def ready(out: Output, name: str) -> None:
 @click.argument("name")
 @click.option("--as", "mode", type=click.Choice([m.value for m in PlanMode]), required=True, help="What is done.")
 @click.option("--reason", required=True, help="Why; kept in the history and at the sites.")
-@click.option("--confirm", metavar="NAME", help="The plan's name again. Without it: only show what would happen.")
+@click.option("--confirm", metavar="NAME", help=f"The plan's name again. {DRY}")
 @json_option
 @click.pass_obj
 def run(out: Output, name: str, mode: str, reason: str, confirm: str | None) -> None:
@@ -168,13 +169,9 @@ def run(out: Output, name: str, mode: str, reason: str, confirm: str | None) -> 
         found = find_plan(backend, name).plan
         if confirm is None:
             steps = backend.plan_steps(found.plan_id, PlanMode(mode))
-            if out.as_json:
-                out.json({"ok": False, "dry_run": True, "steps": [s.title for s in steps]})
-            else:
-                for step in steps:
-                    click.echo(f"  {'  ' if step.parent else ''}{step.title}")
-            raise InvalidRequest("Nothing was done", fix=f"Add --confirm '{found.name}' to run it as {mode}")
-        _confirmed(found, confirm)
+            lines = [f"{'  ' if step.parent else ''}{step.title}" for step in steps]
+            raise nothing_done(out, lines, found.name, f"run it as {mode}", steps=[s.title for s in steps])
+        check_confirmed(found.name, confirm)
         done = follow(out, backend, backend.run_plan(found.plan_id, PlanMode(mode), reason))
     if not out.as_json and done.kind is OperationKind.PLAN and done.ended:
         _print_report(out, done)
@@ -246,11 +243,6 @@ def _vm(backend: EngineBackend, raw: Any) -> Any:
     wanted = str(vm.get("vm_uuid") or vm.get("name") or "")
     protection = program.find_protection(backend, wanted).protection
     return {**vm, "vm_uuid": protection.vm_uuid, "name": protection.vm_name}
-
-
-def _confirmed(found: Plan, confirm: str) -> None:
-    if confirm != found.name:
-        raise InvalidRequest("The name does not match", fix=f"--confirm '{found.name}'")
 
 
 def _status(status: PlanStatus) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, duration, json_option, size
 from vapor_desktop.cli.policy_options import PolicyOptions, policy_options
 from vapor_desktop.engine.console import EngineBackend
@@ -174,7 +175,7 @@ def unprotect(out: Output, vm: str, delete_replica: bool, confirm: str) -> None:
     """Stop protecting VM. The replica is kept unless asked otherwise."""
     with program.acting() as backend:
         row = program.find_protection(backend, vm)
-        check_confirmed(row, confirm)
+        check_confirmed(row.protection.vm_name, confirm)
         backend.unprotect(row.key, delete_replica=delete_replica)
     out.say(f"{row.protection.vm_name} is no longer protected", vm=row.protection.vm_name)
 
@@ -296,12 +297,6 @@ def adopt(out: Output, site: str) -> None:
         made = backend.adopt_replicas(program.find_site(backend, site).site_id)
     names = ", ".join(p.vm_name for p in made) or "nothing new"
     out.say(f"Adopted: {names}", protections=[p.protection_id for p in made])
-
-
-def check_confirmed(row: ProtectionStatus, confirm: str) -> None:
-    """Raises InvalidRequest unless the VM's name was typed."""
-    if confirm != row.protection.vm_name:
-        raise InvalidRequest(f"--confirm must be the VM's name, “{row.protection.vm_name}”")
 
 
 COMMANDS = (status, watch, protect, unprotect, seed, sync, pause, resume, points, adopt)

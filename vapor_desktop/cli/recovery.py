@@ -7,9 +7,9 @@ from dataclasses import asdict
 import click
 
 from vapor_desktop.cli import program
-from vapor_desktop.cli.operations import finish, follow
+from vapor_desktop.cli.confirming import DRY, check_confirmed, nothing_done
+from vapor_desktop.cli.operations import carry_out, finish, shutdown_option
 from vapor_desktop.cli.output import Output, json_option
-from vapor_desktop.cli.protections import check_confirmed
 from vapor_desktop.engine.operations.provisional import roll_back_effects
 from vapor_desktop.engine.operations.resolve import SOURCE, TARGET, resolve_effects
 from vapor_desktop.model.errors import InvalidRequest
@@ -25,7 +25,7 @@ def commit(out: Output, vm: str, reason: str) -> None:
     """Let VM's failover stand: it is no longer provisional, and can be reprotected."""
     with program.acting() as backend:
         row = program.find_protection(backend, vm)
-        done = follow(out, backend, backend.begin_operation(OperationKind.COMMIT, row.key, {}, reason))
+        done = carry_out(out, backend, OperationKind.COMMIT, row.key, {}, reason)
     finish(out, done)
 
 
@@ -33,11 +33,9 @@ def commit(out: Output, vm: str, reason: str) -> None:
 @click.argument("vm")
 @click.option("--point", type=int, required=True, help="The recovery point to start it from.")
 @click.option("--reason", required=True, help="Why; kept in the history and at the target.")
-@click.option("--confirm", metavar="NAME", help="The VM's name again. Without it: only show what would happen.")
+@click.option("--confirm", metavar="NAME", help=f"The VM's name again. {DRY}")
 @click.option("--force", is_flag=True, help="Cut the running VM's power instead of asking its guest to shut down.")
-@click.option("--shutdown-timeout", type=click.FloatRange(1, 86400), default=120.0, show_default=True,
-              metavar="SECONDS",
-              help="How long the guest may take to shut down before you are asked.")  # fmt: skip
+@shutdown_option
 @json_option
 @click.pass_obj
 def roll_back(
@@ -48,15 +46,10 @@ def roll_back(
         row = program.find_protection(backend, vm)
         if confirm is None:
             effects = roll_back_effects(row.protection, row.target_name, point)
-            if out.as_json:
-                out.json({"ok": False, "dry_run": True, "effects": effects})
-            else:
-                for line in effects:
-                    click.echo(f"  {line}")
-            raise InvalidRequest("Nothing was done", fix=f"Add --confirm {row.protection.vm_name} to roll it back")
-        check_confirmed(row, confirm)
+            raise nothing_done(out, effects, row.protection.vm_name, "roll it back", effects=effects)
+        check_confirmed(row.protection.vm_name, confirm)
         args = {"seq": point, "force": force, "shutdown_s": shutdown_timeout}
-        done = follow(out, backend, backend.begin_operation(OperationKind.ROLLBACK, row.key, args, reason))
+        done = carry_out(out, backend, OperationKind.ROLLBACK, row.key, args, reason)
     finish(out, done)
 
 
@@ -64,11 +57,9 @@ def roll_back(
 @click.argument("vm")
 @click.option("--keep", metavar="SITE", help="Whose goes on. Without it: only compare both sides.")
 @click.option("--reason", default="", help="Why; kept in the history and at the sites.")
-@click.option("--confirm", metavar="NAME", help="The VM's name again. Without it: only show what would happen.")
+@click.option("--confirm", metavar="NAME", help=f"The VM's name again. {DRY}")
 @click.option("--force", is_flag=True, help="Cut the other one's power instead of asking its guest to shut down.")
-@click.option("--shutdown-timeout", type=click.FloatRange(1, 86400), default=120.0, show_default=True,
-              metavar="SECONDS",
-              help="How long the guest may take to shut down before you are asked.")  # fmt: skip
+@shutdown_option
 @json_option
 @click.pass_obj
 def resolve(
@@ -89,9 +80,9 @@ def resolve(
             for line in (*found.lines(), *resolve_effects(found, ends[winner])):
                 click.echo(f"  {line}", err=True)
             raise InvalidRequest("Nothing was done", fix=f"Add --confirm {row.protection.vm_name} to do it")
-        check_confirmed(row, confirm)
+        check_confirmed(row.protection.vm_name, confirm)
         args = {"winner": winner, "force": force, "shutdown_s": shutdown_timeout}
-        done = follow(out, backend, backend.begin_operation(OperationKind.RESOLVE, row.key, args, reason))
+        done = carry_out(out, backend, OperationKind.RESOLVE, row.key, args, reason)
     finish(out, done)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from vapor_desktop.cli import program
-from vapor_desktop.cli.operations import finish, follow
+from vapor_desktop.cli.operations import carry_out, finish
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.model.errors import Conflict, InvalidRequest
 from vapor_desktop.model.operations import OperationKind
@@ -34,6 +34,5 @@ def reprotect(out: Output, vm: str, reason: str, yes: bool) -> None:
             if out.as_json:
                 out.json({"ok": False, "dry_run": True, **asdict(preview)})
             raise InvalidRequest("Nothing was done", fix=f"Add --yes to reprotect it to {preview.target_name}")
-        operation_id = backend.begin_operation(OperationKind.REPROTECT, row.key, {}, reason)
-        done = follow(out, backend, operation_id)
+        done = carry_out(out, backend, OperationKind.REPROTECT, row.key, {}, reason)
     finish(out, done)

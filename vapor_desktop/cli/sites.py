@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, json_option, read_secret, size
 from vapor_desktop.model.errors import CertificateChanged, InvalidRequest
 
@@ -90,8 +91,7 @@ def remove(out: Output, name: str, confirm: str) -> None:
     """Forget a site: its token is given back and leaves the keyring."""
     with program.reading() as backend:
         found = program.find_site(backend, name)
-        if confirm != found.name:
-            raise InvalidRequest(f"--confirm must be “{found.name}”")
+        check_confirmed(found.name, confirm)
         backend.remove_site(found.site_id)
     out.say(f"{found.name} is no longer paired", site_id=found.site_id)
 
