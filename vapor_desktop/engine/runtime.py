@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -21,6 +21,7 @@ import structlog
 
 from vapor_desktop.engine import alerts as alert_rules
 from vapor_desktop.engine import drilling, records, scheduler, sharing
+from vapor_desktop.engine.commands import Commands
 from vapor_desktop.engine.guardian_news import GuardianNews, open_acts
 from vapor_desktop.engine.operations.registry import TYPES
 from vapor_desktop.engine.operations.runner import OperationRunner
@@ -42,9 +43,8 @@ from vapor_desktop.engine.split_watch import TAKEN_OVER, WATCH_S, SplitWatch
 from vapor_desktop.engine.status import status
 from vapor_desktop.engine.verbs import Recovery
 from vapor_desktop.engine.worker import EngineIdentity, ProtectionWorker
-from vapor_desktop.model.errors import DomainBusy, InvalidRequest, Unexpected, VaporError
-from vapor_desktop.model.operations import Operation, OperationKind, is_beside
-from vapor_desktop.model.plans import PlanMode
+from vapor_desktop.model.errors import DomainBusy, VaporError
+from vapor_desktop.model.operations import Operation, OperationKind
 from vapor_desktop.model.sites import Protection, Site
 from vapor_desktop.model.states import Phase
 from vapor_desktop.model.view import Alert, ProtectionStatus
@@ -100,6 +100,7 @@ class Engine:
         tools = Tools(repository, gateway, self.sites, clock, identity, self.worker, self._has_lapsed)
         self.operations = OperationRunner(tools, durable, TYPES)
         self.plans = RecoveryPlans(repository, gateway, clock, identity, self._answers)
+        self._commands = Commands(self)
         self._plans_looked_at = float("-inf")
         self._plan_look: Future[None] | None = None
         self.splits = SplitWatch(repository, gateway, self.sites, clock)
@@ -511,7 +512,7 @@ class Engine:
     # --- commands ----------------------------------------------------------------------------------------
     def _take_commands(self) -> None:
         while (command := self.repository.take_command(self.identity.engine_id, self._may_take)) is not None:
-            self._verbs.submit(self._execute, command)
+            self._verbs.submit(self._commands.execute, command)
 
     def _may_take(self, command: Command) -> bool:
         """What is about a protection is for the engine whose it is; the rest for any that acts."""
@@ -524,103 +525,33 @@ class Engine:
             return self.active and key not in self._shared
         return False
 
-    def _execute(self, command: Command) -> None:
-        verbs: dict[str, Callable[[dict[str, object]], dict[str, object]]] = {
-            "sync": self._sync,
-            "cancel": self._cancel,
-            "begin": self._begin,
-            "run-plan": self._run_plan,
-            "answer": self._answer,
-            "cancel-operation": self._cancel_operation,
-            "pin": self._pin,
-            "delete-replica": self._delete_replica,
-            "let-go": self._let_go,
-        }
-        try:
-            verb = verbs.get(command.verb)
-            if verb is None:
-                raise InvalidRequest(f"This engine does not know the verb “{command.verb}”")
-            self.repository.answer(command.command_id, verb(command.args), None)
-        except VaporError as error:
-            self.repository.answer(command.command_id, None, error.to_wire())
-        except Exception as error:
-            log.exception("verb crashed", verb=command.verb)
-            self.repository.answer(command.command_id, None, Unexpected(repr(error)).to_wire())
-
-    def _sync(self, args: dict[str, object]) -> dict[str, object]:
-        protection_id = str(args["protection_id"])
+    def sync(self, protection_id: str) -> None:
+        """A cycle as soon as there is room for one, whatever is due."""
         p = self.repository.protection(protection_id)
         if p is not None and p.not_before is not None:
             records.update(self.repository, protection_id, lambda q: q.model_copy(update={"not_before": None}))
         self._asked.add(protection_id)
         self.forget_rows()
         self.wake()
-        return {}
 
-    def _cancel(self, args: dict[str, object]) -> dict[str, object]:
-        """``wait``: until the cycle has ended; raises DomainBusy when it does not."""
-        protection_id = str(args["protection_id"])
-        if args.get("wait"):
-            self._asked.discard(protection_id)
-        self._cancel_cycle(protection_id)
+    def cancel(self, protection_id: str) -> None:
+        """Only one that is queued or runs: the next one was not meant."""
+        if protection_id in self._running:
+            self.worker.cancel(protection_id)
+
+    def cancel_and_wait(self, protection_id: str) -> None:
+        """Until it has ended, and none that was asked for begins. Raises DomainBusy when it does not end."""
+        self._asked.discard(protection_id)
+        self.cancel(protection_id)
         deadline = self.clock.monotonic() + CANCEL_DEADLINE_S
-        while args.get("wait") and (running := self._running.get(protection_id)) is not None:
+        while (running := self._running.get(protection_id)) is not None:
             wait([running[0]], timeout=CANCEL_AGAIN_S)
             if running[0].done():
                 break
             if self.clock.monotonic() > deadline:
                 why = f"it was cancelled {CANCEL_DEADLINE_S:.0f} s ago"
                 raise DomainBusy("The running cycle did not end", why=why, fix="Try again")
-            self._cancel_cycle(protection_id)  # one that had only been queued forgets it when it begins
-        return {}
-
-    def _cancel_cycle(self, protection_id: str) -> None:
-        """Only one that is queued or runs: the next one was not meant."""
-        if protection_id in self._running:
-            self.worker.cancel(protection_id)
-
-    def _begin(self, args: dict[str, object]) -> dict[str, object]:
-        """Start a durable operation; its id."""
-        protection_id, kind = str(args["protection_id"]), OperationKind(str(args["kind"]))
-        if not is_beside(kind):
-            self._cancel_cycle(protection_id)
-        details = args.get("args")
-        operation = self.operations.begin(
-            kind,
-            protection_id,
-            dict(details) if isinstance(details, dict) else {},
-            str(args.get("reason", "")),
-            str(args.get("asked_by", "")),
-        )
-        return {"operation_id": operation.operation_id}
-
-    def _run_plan(self, args: dict[str, object]) -> dict[str, object]:
-        """Run it as its targets have it now; the operation's id."""
-        plan_id, mode = str(args["plan_id"]), PlanMode(str(args["mode"]))
-        plan = self.plans.current(plan_id)
-        reason, asked_by = str(args.get("reason", "")), str(args.get("asked_by", ""))
-        return {"operation_id": self.operations.begin_plan(plan, mode, reason, asked_by).operation_id}
-
-    def _answer(self, args: dict[str, object]) -> dict[str, object]:
-        self.operations.answer(str(args["operation_id"]), str(args["question_id"]), str(args["choice"]))
-        return {}
-
-    def _cancel_operation(self, args: dict[str, object]) -> dict[str, object]:
-        self.operations.cancel(str(args["operation_id"]))
-        return {}
-
-    def _pin(self, args: dict[str, object]) -> dict[str, object]:
-        note = args.get("note")
-        self.recovery.pin(str(args["protection_id"]), int(str(args["seq"])), None if note is None else str(note))
-        return {}
-
-    def _let_go(self, args: dict[str, object]) -> dict[str, object]:
-        self.recovery.let_go(str(args["protection_id"]), int(str(args["epoch"])), str(args["reason"]))
-        return {}
-
-    def _delete_replica(self, args: dict[str, object]) -> dict[str, object]:
-        self.recovery.delete_replica(str(args["protection_id"]))
-        return {}
+            self.cancel(protection_id)  # one that had only been queued forgets it when it begins
 
 
 def new_identity(kind: str, clock: Clock) -> EngineIdentity:
