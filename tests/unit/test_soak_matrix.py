@@ -22,7 +22,7 @@ from vapor_desktop.model.operations import OperationKind
 
 def test_every_step_of_every_kind_meets_every_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     migration = TYPES[OperationKind.MIGRATION]
-    more = replace(migration, steps=(*migration.steps, Step("brand-new", "New", lambda _c: {})))
+    more = replace(migration, steps=(*migration.steps, Step("brand-new", "New", lambda _c: {})), steps_of=None)
     monkeypatch.setitem(matrix.TYPES, OperationKind.MIGRATION, more)
     cells = set(matrix.cells())
     for kind in TYPES:
