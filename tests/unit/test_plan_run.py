@@ -444,8 +444,10 @@ def test_as_a_drill_each_vm_is_asked_for_the_plans_checks_and_a_failed_one_is_to
         asked[name] = ctx.operation.args
         state = "failed" if name == "web" else "ok"
         rig.world.copies.append(f"{name}-drill")
-        checks = [{"title": "port 80", "state": state, "text": "refused" if state != "ok" else ""}]
-        return {"domain": f"{name}-drill", "checks": checks}
+        port = {"key": "tcp:80", "title": "port 80", "state": state, "text": "refused" if state != "ok" else ""}
+        # A server's blank screen is no failure of its plan.
+        screen = {"key": "screen", "title": "Its screen", "state": "failed", "text": "blank"}
+        return {"domain": f"{name}-drill", "checks": [port, screen]}
 
     steps = (Step("drill", "Start a copy", drill),)
     kind = OperationType(OperationKind.DRILL, steps, False, lambda _c, _e: None)

@@ -30,6 +30,7 @@ from vapor_desktop.model.plans import CheckKind, Plan, PlanMode, PlanVm, WaitFor
 from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.wire import TcpProbe
 
+SCREEN = "screen"  # the key of a drill's check
 LOOK_S = 0.1
 CHECK_EVERY_S = 0.5
 RUNNING_S = 30.0
@@ -256,7 +257,9 @@ def _drilled(out: Result, child: Operation) -> None:
     found = child.result.get("checks", ())
     out |= {"recovered": True, "domain": child.result.get("domain", ""), "usable_s": child.result.get("usable_s")}
     out["checks"] = [{"check": c["title"]} for c in found if c["state"] == "ok"]
-    bad = [f"{c['title']}: {c.get('text') or c['state']}" for c in found if c["state"] != "ok"]
+    # A picture is kept for a person to judge: many a server that runs well shows a blank screen.
+    judged = [c for c in found if c["key"] != SCREEN]
+    bad = [f"{c['title']}: {c.get('text') or c['state']}" for c in judged if c["state"] != "ok"]
     if bad:
         raise GuestMissing(
             f"The copy of “{child.vm_name}” runs, but not all of its checks passed", why="; ".join(bad)
