@@ -1,4 +1,4 @@
-"""A starting guest's agent: awaited for its first minutes, with short jobs and pauses, and for no longer."""
+"""A starting guest's agent: no job is begun before it is there, and it is awaited once and not for ever."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 from test_engine_plan import domain  # type: ignore[import-not-found]
 
 from vapor_desktop.engine import agent_arrival
-from vapor_desktop.engine.agent_arrival import JOB_S, PAUSE_S, WHOLE_S, WINDOW_S, AgentArrivals
+from vapor_desktop.engine.agent_arrival import AWAIT_S, AgentArrivals
 from vapor_desktop.model.domains import DomainView
+
+LOOK_S = 0.5  # of the guest's clock
 
 
 class Ticks:
-    """A clock that goes on by a second with every look at it that the waiting makes."""
+    """A clock that goes on with every look that the waiting makes."""
 
     def __init__(self) -> None:
         self.at = 100.0
@@ -34,7 +36,7 @@ class Guest:
         self.view = replace(domain(), live_id=7, agent_channel=True, agent_connected=False)
 
     def domain(self, _vm_uuid: str) -> DomainView:
-        self.clock.at += 0.5
+        self.clock.at += LOOK_S
         return replace(self.view, agent_connected=self.clock.at >= self.connects_at)
 
 
@@ -43,37 +45,53 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_arrival, "_LOOK_EVERY_S", 0.0)
 
 
-def test_no_channel_or_a_connected_agent_needs_no_care() -> None:
-    arrivals = AgentArrivals(Ticks())
-    for changes in ({"agent_channel": False}, {"agent_connected": True}, {"live_id": None}):
-        view = replace(domain(), **{"live_id": 7, "agent_channel": True, "agent_connected": False, **changes})
-        assert arrivals.waited_s(view) is None
+def waits(arrivals: AgentArrivals, guest: Guest) -> float:
+    """Seconds that a job is held back by."""
+    began = guest.clock.at
+    arrivals.before_job(guest, guest.view, lambda: False)  # type: ignore[arg-type]
+    return guest.clock.at - began
 
 
-def test_jobs_are_short_until_the_agent_is_there() -> None:
+@pytest.mark.parametrize("changes", [{"agent_channel": False}, {"agent_connected": True}, {"live_id": None}])
+def test_no_channel_a_connected_agent_or_a_vm_that_is_off_is_not_waited_for(changes: dict[str, object]) -> None:
+    view = replace(domain(), **{"live_id": 7, "agent_channel": True, "agent_connected": False, **changes})
+    assert AgentArrivals(Ticks()).awaited_s(view) == 0
+
+
+def test_no_job_is_begun_before_the_agent_is_there() -> None:
     clock = Ticks()
     arrivals, guest = AgentArrivals(clock), Guest(clock, connects_at=110.0)
-    assert arrivals.before_job(guest, guest.view, may_pause=True) == JOB_S  # type: ignore[arg-type]
-    assert 100 + PAUSE_S <= clock.at <= 100 + PAUSE_S + 1
-    clock.at = 109.0
-    assert arrivals.before_job(guest, guest.view, may_pause=True) is None  # type: ignore[arg-type]
-    assert clock.at == 110.0
+    assert waits(arrivals, guest) == 10.0
 
 
-def test_a_job_that_cannot_pause_waits_for_the_agent_but_not_for_ever() -> None:
+def test_an_agent_that_does_not_come_is_waited_for_once_and_not_for_ever() -> None:
     clock = Ticks()
     arrivals, guest = AgentArrivals(clock), Guest(clock, connects_at=1e9)
-    assert arrivals.before_job(guest, guest.view, may_pause=False) is None  # type: ignore[arg-type]
-    assert 100 + WHOLE_S <= clock.at <= 100 + WHOLE_S + 1
-    began = clock.at
-    assert arrivals.before_job(guest, guest.view, may_pause=False) is None  # type: ignore[arg-type]
-    assert clock.at <= began + 1
+    assert AWAIT_S <= waits(arrivals, guest) <= AWAIT_S + LOOK_S
+    assert waits(arrivals, guest) == 0
 
 
-def test_the_window_begins_anew_with_every_start_of_the_vm() -> None:
+def test_the_time_counts_from_the_first_sight_whoever_saw_it() -> None:
     clock = Ticks()
     arrivals, guest = AgentArrivals(clock), Guest(clock, connects_at=1e9)
-    assert arrivals.waited_s(guest.view) == 0
-    clock.at += WINDOW_S
-    assert arrivals.waited_s(guest.view) is None
-    assert arrivals.waited_s(replace(guest.view, live_id=8)) == 0
+    assert arrivals.awaited_s(guest.view) == AWAIT_S
+    clock.at += AWAIT_S - 5
+    assert 5 <= waits(arrivals, guest) <= 5 + LOOK_S
+
+
+def test_it_begins_anew_with_every_start_of_the_vm_and_every_going_of_its_agent() -> None:
+    clock = Ticks()
+    arrivals, guest = AgentArrivals(clock), Guest(clock, connects_at=1e9)
+    waits(arrivals, guest)
+    assert arrivals.awaited_s(replace(guest.view, live_id=8)) == AWAIT_S
+    clock.at += AWAIT_S
+    assert arrivals.awaited_s(replace(guest.view, live_id=8)) == 0
+    assert arrivals.awaited_s(replace(guest.view, live_id=8, agent_connected=True)) == 0
+    assert arrivals.awaited_s(replace(guest.view, live_id=8)) == AWAIT_S
+
+
+def test_a_cancelled_cycle_waits_no_longer() -> None:
+    clock = Ticks()
+    arrivals, guest = AgentArrivals(clock), Guest(clock, connects_at=1e9)
+    arrivals.before_job(guest, guest.view, lambda: clock.at >= 103)  # type: ignore[arg-type]
+    assert clock.at == 103

@@ -1,26 +1,22 @@
-"""A guest's agent that comes while a backup job runs: libvirt must get the chance to notice it.
+"""A guest's agent that comes while a backup job runs is lost, and no job of that host ends for the next 30 s.
 
-Tried with libvirt 9.0: the event that says "the agent has opened its port" waits for the domain's job lock, gives up
-after 30 s, and is never told again: the agent stays "not connected" until it is restarted in the guest, for
-everybody. A VM that has just been started is therefore read by short jobs with a pause between them until its agent
-is there. One whose agent never comes (none is installed) is treated so for its first minutes only.
+Tried with libvirt 9.0, every time, with jobs of 1 s and of 12 s: the event that says "the agent has opened its port"
+wants a job that a backup job does not let pass. It waits 30 s in libvirtd's only event worker, gives up, and is never
+told again: the agent stays "not connected" until it is restarted in the guest, for everybody. Meanwhile no backup
+job of the host can end, for that needs the same worker. So none is begun while an agent may be on its way.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from vapor_desktop.engine.ports import Clock, Hypervisor
 from vapor_desktop.model.domains import DomainView
 
-# libvirt's event waits 30 s for the job (VIR_DOMAIN_JOB_WAIT_TIME); a job also opens and ends outside of the limit.
-JOB_S = 15.0
-# Between two such jobs: with none at all the event does not get its turn (tried: 0 s lost, 1 s served).
-PAUSE_S = 2.0
-# For so long after it was first seen without its agent, a VM may still be on the way.
-WINDOW_S = 120.0
-# A disk without bitmaps is read whole by one job: that one is begun with the agent, or after so long without.
-WHOLE_S = 60.0
+# For so long after a VM was first seen without its agent, the agent may still be on its way: a point that is due then
+# is later by no more than this. One whose agent does not come (none is installed) is not waited for again.
+AWAIT_S = 60.0
 _LOOK_EVERY_S = 0.25
 
 
@@ -32,31 +28,28 @@ class AgentArrivals:
         self._lock = threading.Lock()
         self._first_seen: dict[str, tuple[int, float]] = {}
 
-    def waited_s(self, domain: DomainView) -> float | None:
-        """Seconds since this start of the VM was first seen without its agent; None when none is awaited."""
+    def awaited_s(self, domain: DomainView) -> float:
+        """How much longer the agent of the VM, as seen just now, is to be awaited in seconds; 0: no longer.
+
+        Counted from the first sight of this start of the VM, or of its agent's going, whoever saw it.
+        """
         now = self._clock.monotonic()
         with self._lock:
             if domain.live_id is None or domain.agent_connected or not domain.agent_channel:
                 self._first_seen.pop(domain.vm_uuid, None)
-                return None
+                return 0.0
             live_id, since = self._first_seen.get(domain.vm_uuid, (None, now))
             if live_id != domain.live_id:
                 since = now
             self._first_seen[domain.vm_uuid] = (domain.live_id, since)
-            return now - since if now - since < WINDOW_S else None
+            return max(0.0, AWAIT_S - (now - since))
 
-    def before_job(self, hypervisor: Hypervisor, domain: DomainView, *, may_pause: bool) -> float | None:
-        """Give a starting guest's agent its time. The longest that the job may last in seconds; None: no limit.
+    def before_job(self, hypervisor: Hypervisor, domain: DomainView, cancelled: Callable[[], bool]) -> None:
+        """Wait for a starting guest's agent, at most ``awaited_s``, or until ``cancelled``.
 
         Raises what looking at the domain raises.
         """
-        waited_s = self.waited_s(domain)
-        if waited_s is None:
-            return None
-        longest_s = PAUSE_S if may_pause else WHOLE_S - waited_s
-        until, turn = self._clock.monotonic() + longest_s, threading.Event()
-        while self._clock.monotonic() < until:
+        turn = threading.Event()
+        while self.awaited_s(domain) > 0 and not cancelled():
             turn.wait(_LOOK_EVERY_S)
-            if self.waited_s(hypervisor.domain(domain.vm_uuid)) is None:
-                return None
-        return JOB_S if may_pause else None
+            domain = hypervisor.domain(domain.vm_uuid)

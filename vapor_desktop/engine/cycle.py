@@ -122,7 +122,6 @@ class Cycle:
             context.scratch_dir,
             context.scratch_reserve_bytes,
         )
-        self._job_limit_s: float | None = None  # while a starting guest's agent may still come
         self._tpm: TpmState | None = None  # what the next point can hold, of a VM whose TPM can come along
 
     def _lease(self) -> AbstractContextManager[HeldLease]:
@@ -225,7 +224,8 @@ class Cycle:
     def _live(self, plan: CyclePlan, manifest: Manifest, domain: DomainView, lease: HeldLease) -> Outcome:
         c = self._c
         if c.agents is not None:
-            self._job_limit_s = c.agents.before_job(c.hypervisor, domain, may_pause=plan.may_pause)
+            c.agents.before_job(c.hypervisor, domain, c.hooks.cancelled)
+        self._unless_cancelled()
         with self._job.open(plan, freeze=self._want_freeze(manifest, domain)) as (job, consistency):
             return self._move_live(plan, manifest, domain, lease, job, consistency)
 
@@ -368,15 +368,17 @@ class Cycle:
             skip_if_empty=only_delta and not plan.resume_incoming and manifest.newest is not None,
             known_config=manifest.newest.config if manifest.newest else "",
         )
-        hooks = c.hooks
-        if hooks.cancelled():
+        self._unless_cancelled()
+        return c.mover.transfer(request, c.hooks.on_progress, lambda: c.hooks.cancelled() or lease.lost())
+
+    def _unless_cancelled(self) -> None:
+        if self._c.hooks.cancelled():
             raise TransferCancelled(f"The cycle of “{self._p.vm_name}” was cancelled")
-        return c.mover.transfer(request, hooks.on_progress, lambda: hooks.cancelled() or lease.lost())
 
     def _deadline_s(self, policy: Policy) -> float:
         """A job ends where another bandwidth limit begins: the next one goes on under that."""
         change_s = bandwidth.until_change_s(policy, self._c.clock.now())
-        longest_s = min(float(policy.job_longest_s), self._job_limit_s or float("inf"))
+        longest_s = float(policy.job_longest_s)
         return longest_s if change_s is None else min(longest_s, max(change_s, JOB_LEAST_S))
 
     def _judge_tpm(self, after: Manifest, domain: DomainView) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -39,6 +39,7 @@ class SiteWatch:
         self._clock = clock
         self._lock = threading.Lock()
         self._seen: dict[str, Seen] = {}
+        self.on_domain: Callable[[DomainView], object] = lambda _domain: None  # told of every VM that was looked at
 
     def seen(self, site_id: str) -> Seen | None:
         """The last look, or None."""
@@ -91,10 +92,13 @@ class SiteWatch:
         trouble: VaporError | None = None
         if inventory:
             try:
-                vms = tuple(vm_status(d, site) for d in self._gateway.hypervisor(site).domains())
-                vms_at = now
+                domains = self._gateway.hypervisor(site).domains()
+                vms, vms_at = tuple(vm_status(d, site) for d in domains), now
             except VaporError as error:
                 trouble = error  # the service answers, libvirt does not: say so, and keep the old list
+            else:
+                for domain in domains:
+                    self.on_domain(domain)
         status = SiteStatus(
             site=site,
             reachable=True,

@@ -80,6 +80,7 @@ class ProtectionWorker:
         self._identity = identity
         self.guards = GuardArmer(repository, gateway, sites, clock, identity.engine_id, identity.name)
         self._agents = AgentArrivals(clock)
+        sites.on_domain = self._agents.awaited_s  # VMs that start together are awaited together
         self.flattener = Flattener(repository, gateway, clock, identity.engine_id, identity.name)
         self._jitter = random.Random()  # noqa: S311  (spreads retries; no secret)
         self._lock = threading.Lock()

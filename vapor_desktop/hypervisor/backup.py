@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 
 PRESERVE_SHUTDOWN_DOMAIN = 1 << 1  # newer than the oldest binding we build against
 PRESERVE_SINCE = 11_010_000
-END_DEADLINE_S = 30.0
+# libvirt 9.0 ends no job while an agent's event waits 30 s for one (engine/agent_arrival.py).
+END_DEADLINE_S = 45.0
 
 _JOBS = {
     libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "is being saved",
@@ -177,7 +178,7 @@ class BackupJobs:
 
         ``only``: the name of the socket that the job must have; one with another name is left alone.
         abortJob is a pull job's normal end. Raises DomainBusy when the open job is another tool's,
-        HypervisorFailed when it does not end within 30 s.
+        HypervisorFailed when it does not end within 45 s.
         """
         with self._slow.domain(vm_uuid, "Could not end the backup job") as dom:
             socket = _job_socket(dom)
