@@ -121,6 +121,11 @@ def the_target(_stage: Stage) -> dict[str, Any]:
     return {"winner": "target", "force": True}
 
 
+def read_again(_stage: Stage) -> dict[str, Any]:
+    """Of a migration with all its steps: nobody is asked for the price."""
+    return dict(READ_AGAIN)
+
+
 def quick_drill(_stage: Stage) -> dict[str, Any]:
     """A copy that boots; it has no agent to wait for."""
     return {"wanted": {"boot_s": 60, "agent": False}}
@@ -157,6 +162,7 @@ def newest(_stage: Stage) -> dict[str, Any]:
     return {"seq": None}
 
 
+READ_AGAIN = {"reread": True, "reread_within_s": 600}
 PLAN = Plan(
     plan_id=str(uuid.uuid5(uuid.NAMESPACE_DNS, "plan.vapor-lab.example")),
     name="cell plan",
@@ -168,7 +174,7 @@ PLAN = Plan(
 
 _ALL = (
     Scene(OperationKind.FAILOVER, source_lost, newest),
-    Scene(OperationKind.MIGRATION, booted=True),
+    Scene(OperationKind.MIGRATION, args=read_again, booted=True, like=READ_AGAIN),
     Scene(OperationKind.COMMIT, failed_over),
     Scene(OperationKind.ROLLBACK, failed_over_with_a_choice, to_an_older_point),
     Scene(OperationKind.RESOLVE, split_brain, the_target, twice=True),
