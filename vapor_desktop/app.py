@@ -44,6 +44,11 @@ class Program:
     engine: Engine
     backend: EngineBackend
 
+    def close(self) -> None:
+        """Let go of the sites and of the database, once the engine's loop has ended."""
+        self.engine.gateway.close()
+        self.engine.repository.close()
+
 
 def database_url() -> str:
     """``$VAPOR_DATABASE_URL``, the systemd credential ``database-url``, or SQLite in the user's data directory (XDG).
@@ -100,11 +105,16 @@ def build(kind: str, *, demo: bool = False) -> Program:
     clock = SystemClock()
     url = database_url()
     repository = SqlRepository(url)
-    secrets = _secrets()
+    try:
+        secrets = _secrets()
+        console_id = _console_id(repository)
+    except VaporError:
+        repository.close()  # nobody will hold it to close it
+        raise
     gateway = Gateway(repository, secrets, LibvirtHypervisor)
     identity = new_identity(kind, clock)
     engine = Engine(repository, gateway, clock, identity, DbosOperations(url))
-    pairing = SitePairing(secrets, _console_id(repository), identity.name)
+    pairing = SitePairing(secrets, console_id, identity.name)
     return Program(engine, EngineBackend(engine, pairing, demo=demo))
 
 
@@ -133,7 +143,7 @@ def running_engine(kind: str, *, demo: bool = False) -> Iterator[Program]:
     finally:
         program.engine.stop()
         thread.join(timeout=30)
-        program.engine.gateway.close()
+        program.close()
 
 
 def engine_main() -> int:
@@ -153,7 +163,7 @@ def engine_main() -> int:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     program.engine.run()
-    program.engine.gateway.close()
+    program.close()
     return 0
 
 
@@ -171,7 +181,10 @@ def desktop_main() -> int:
         return 1
     from vapor_desktop.gui.application import run
 
-    return run(program.backend, program.engine.run, program.engine.stop, demo=demo, argv=args)
+    code = run(program.backend, program.engine.run, program.engine.stop, demo=demo, argv=args)
+    # Not the sites' connections: a call that hangs, left behind in its daemon thread, may hold them.
+    program.engine.repository.close()
+    return code
 
 
 def _log_to_stderr() -> None:

@@ -78,7 +78,7 @@ class Desk:
         self.until(self.engine.isFinished, "the end of the engine", 60)
         self.notifier.close()
         self.bridge.close(wait_s=5)
-        self.program.engine.gateway.close()
+        self.program.close()
         self.window.hide()
         self.desktop.close()
         sys.excepthook = sys.__excepthook__

@@ -101,9 +101,7 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
             assert made.backend.snapshot().engine == "here"
             yield made
         finally:
-            repository = made.program.engine.repository
             made.close()
-            repository.close()
             remove_guests(lab)
 
 

@@ -21,7 +21,7 @@ def reading() -> Iterator[EngineBackend]:
     try:
         yield program.backend
     finally:
-        program.engine.gateway.close()
+        program.close()
 
 
 @contextmanager

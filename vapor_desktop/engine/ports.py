@@ -485,6 +485,8 @@ class Repository(Protocol):
 
     def setting(self, key: str) -> str | None: ...
     def set_setting(self, key: str, value: str) -> None: ...
+    def close(self) -> None:
+        """Give back all connections."""
 
 
 class Secrets(Protocol):

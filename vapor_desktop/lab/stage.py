@@ -59,7 +59,7 @@ class Stage:
         self.program.engine.stop()
         if self._thread is not None:
             self._thread.join(timeout=30)
-        self.program.engine.gateway.close()
+        self.program.close()
         self.program = self._thread = None
 
     @property

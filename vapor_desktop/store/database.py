@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,8 @@ class Database:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         aside = path.with_name(f"{path.name}.before-upgrade-{revision}-{stamp}")
         aside.touch(mode=0o600)
-        with sqlite3.connect(path) as source, sqlite3.connect(aside) as target:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(aside)) as target:
             source.backup(target)
-        source.close()
-        target.close()
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
