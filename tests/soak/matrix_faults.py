@@ -41,7 +41,12 @@ def _fill(lab: Lab) -> None:
 
 
 def _empty(lab: Lab) -> None:
-    lab.sites["b"].exec(["rm", "-f", FILL])
+    """As the operator does who has made room: what had stopped for want of it goes on."""
+    b = lab.sites["b"]
+    b.exec(["rm", "-f", FILL])
+    for name in b.virsh("list", "--state-paused", "--name").split():
+        if "I/O error" in b.virsh("domstate", name, "--reason"):
+            b.virsh("resume", name)
 
 
 HOW: dict[str, tuple[Callable[[Lab], None], Callable[[Lab], None]]] = {

@@ -119,7 +119,8 @@ def test_the_cycle_of_another_engine_ends_before_the_replica_goes(
     order: list[str] = []
     began = threading.Event()
 
-    def long_cycle(protection_id: str) -> None:
+    def long_cycle(protection_id: str, *, asked: bool) -> None:
+        assert asked  # by a person, now
         began.set()
         wait_until(lambda: protection_id in engine.worker._cancelled, "the cancelling", timeout_s=20)
         engine.worker._cancelled.discard(protection_id)

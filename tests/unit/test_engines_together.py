@@ -120,7 +120,7 @@ def child(url: str, folder: Path, kind: str) -> None:
     engine = Engine(repository, Nowhere(), CLOCK, identity, DbosOperations(url))
     site = Leases(folder / "leases")
 
-    def cycle(protection_id: str) -> None:
+    def cycle(protection_id: str, *, asked: bool) -> None:
         vm = VMS[protection_id]
         try:
             with HeldLease(

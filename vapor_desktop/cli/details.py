@@ -128,7 +128,7 @@ def history(out: Output, vm: str | None, count: int) -> None:
                 duration(c.duration_s),
                 size(c.data_bytes),
                 c.mode or "—",
-                f"{c.error} [{c.error_code}]" if c.error else "",
+                " ".join(filter(None, (c.error, c.error_code and f"[{c.error_code}]"))),
             )
             for c in cycles
         ]

@@ -60,6 +60,7 @@ class Hooks:
     on_clock: Callable[[float, float], None] = lambda _offset_s, _error_s: None  # the target's, measured anew
     before_job_end: Callable[[Manifest, str | None], None] = lambda _m, _s: None
     cancelled: Callable[[], bool] = lambda: False
+    due: Callable[[Manifest], bool] = lambda _m: True  # by what the manifest says: another console may have been here
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Outcome:
     warnings: tuple[str, ...]
     source_power: str
     scrubbed: Scrubbed | None = None
+    elsewhere: bool = False  # nothing was done: another console's point is fresh enough
     extra_files: int = 0  # files of the replica's deepest chain that are no points: a seed, overlays of drills
 
     @property
@@ -139,12 +141,28 @@ class Cycle:
                 self._check_clock(asked_at, lease.granted_at)
             domain = c.hypervisor.domain(self._vm)
             view = self._replica(lease, domain.name)
+            if not c.hooks.due(view.manifest):
+                return self._made_elsewhere(view, domain)
             if domain.live_id is not None:
                 self._job.clear_leftovers()
             plan = self._plan(view, domain, lease)
             c.hooks.on_plan(plan)
             run = self._live if plan.running else self._offline
             return replace(run(plan, view.manifest, domain, lease), extra_files=_extra_files(view))
+
+    @staticmethod
+    def _made_elsewhere(view: ReplicaView, domain: DomainView) -> Outcome:
+        return Outcome(
+            manifest=view.manifest,
+            seq=None,
+            unchanged=True,
+            mode="",
+            result=None,
+            warnings=(),
+            source_power=domain.state,
+            elsewhere=True,
+            extra_files=_extra_files(view),
+        )
 
     def _check_clock(self, asked_at: datetime, granted_at: datetime) -> None:
         """A point carries the target's time. The lease tells whether that clock was set since it was measured."""

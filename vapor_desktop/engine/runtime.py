@@ -22,6 +22,7 @@ import structlog
 from vapor_desktop.engine import alerts as alert_rules
 from vapor_desktop.engine import drilling, records, scheduler, sharing
 from vapor_desktop.engine.commands import Commands
+from vapor_desktop.engine.following import Follower
 from vapor_desktop.engine.guardian_news import GuardianNews, open_acts
 from vapor_desktop.engine.operations.registry import TYPES
 from vapor_desktop.engine.operations.runner import OperationRunner
@@ -104,6 +105,7 @@ class Engine:
         self._plans_looked_at = float("-inf")
         self._plan_look: Future[None] | None = None
         self.splits = SplitWatch(repository, gateway, self.sites, clock)
+        self.follower = Follower(repository, gateway, clock)
         self._split_looked_at = float("-inf")
         self._split_look: Future[None] | None = None
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="engine")
@@ -227,7 +229,7 @@ class Engine:
 
     def _watch_splits(self, protections: Sequence[Protection]) -> None:
         try:
-            if self.splits.round(protections):
+            if self.follower.round(protections) or self.splits.round(protections):
                 self.forget_rows()
                 self.wake()
         except VaporError as error:
@@ -403,13 +405,14 @@ class Engine:
             candidates.append(scheduler.Candidate(p.protection_id, pair, due, deadline, p.policy.priority))
         busy = [pair for _f, _s, pair in self._running.values()]
         for c in scheduler.choose(candidates, busy, now, PER_PAIR):
+            asked = c.protection_id in self._asked
             self._asked.discard(c.protection_id)
-            future = self._pool.submit(self._run_cycle, c.protection_id)
+            future = self._pool.submit(self._run_cycle, c.protection_id, asked)
             self._running[c.protection_id] = (future, now, c.pair)
 
-    def _run_cycle(self, protection_id: str) -> object:
+    def _run_cycle(self, protection_id: str, asked: bool) -> object:
         try:
-            return self.worker.run(protection_id)
+            return self.worker.run(protection_id, asked=asked)
         finally:
             self._cycles.pop(protection_id, None)
             self.forget_rows()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -18,13 +19,14 @@ from vapor_desktop.engine.guarding import GuardArmer
 from vapor_desktop.engine.lease import HeldLease
 from vapor_desktop.engine.plan import CyclePlan
 from vapor_desktop.engine.ports import Clock, CycleRecord, Repository, SiteGateway
-from vapor_desktop.engine.scheduler import backoff_s
+from vapor_desktop.engine.scheduler import backoff_s, due_at, expected_duration_s
 from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.model import retention
 from vapor_desktop.model.errors import (
     EpochMoved,
     HostKeyChanged,
     HypervisorUnreachable,
+    LeaseHeld,
     NotFound,
     PointPinned,
     ReplicaFull,
@@ -42,6 +44,8 @@ log = structlog.get_logger(__name__)
 TOLD_BLOCKS = 20
 # Not failures: somebody else is at work, the next try will see.
 _WAIT_ONLY = {"VM-BUSY", "LEASE-HELD", "TRANSFER-CANCELLED"}
+# Of the RPO target, until that next try.
+WAIT_SHARE = 0.1
 _SITE_GONE = {"SITE-UNREACHABLE", "LIBVIRT-UNREACHABLE"}
 _TAKEN_OVER = {
     Phase.REPROTECTING,  # its operation says what became of it
@@ -99,14 +103,17 @@ class ProtectionWorker:
         with self._lock:
             self._cancelled.add(protection_id)
 
-    def run(self, protection_id: str) -> Outcome | None:
-        """One cycle with its records. Returns None when it did not come to a point; raises only our bugs."""
+    def run(self, protection_id: str, *, asked: bool = False) -> Outcome | None:
+        """One cycle with its records. Returns None when it did not come to a point; raises only our bugs.
+
+        ``asked``: by a person, and run however fresh another console's recovery point is.
+        """
         protection = self._repository.protection(protection_id)
         if protection is None:
             return None
         began = self._clock.monotonic()
         try:
-            outcome = self._cycle(protection)
+            outcome = self._cycle(protection, asked=asked)
         except VaporError as error:
             self._failed(protection, self._cause(protection, error), self._clock.monotonic() - began)
             if isinstance(error, ReplicaFull):
@@ -141,7 +148,14 @@ class ProtectionWorker:
         return outcome
 
     # --- the cycle ---------------------------------------------------------------------------------
-    def _cycle(self, protection: Protection, lease: HeldLease | None = None, *, scrub_whole: bool = False) -> Outcome:
+    def _cycle(
+        self,
+        protection: Protection,
+        lease: HeldLease | None = None,
+        *,
+        scrub_whole: bool = False,
+        asked: bool = False,
+    ) -> Outcome:
         source = self._site(protection.source_site)
         target = self._site(protection.target_site)
         gateway = self._gateway
@@ -166,6 +180,7 @@ class ProtectionWorker:
             ),
             before_job_end=(lambda m, s: observer(pid, m, s)) if observer else (lambda _m, _s: None),
             cancelled=lambda: pid in self._cancelled,
+            due=(lambda _m: True) if asked or lease else partial(self._due, pid, clock_row[0] if clock_row else 0.0),
         )
         context = CycleContext(
             source_api=gateway.api(source),
@@ -185,6 +200,17 @@ class ProtectionWorker:
             agents=self._agents,
         )
         return Cycle(context, protection).run()
+
+    def _due(self, protection_id: str, target_offset_s: float, manifest: Manifest) -> bool:
+        """False when another console made a recovery point that is fresh enough to leave it at that."""
+        newest = manifest.newest
+        known = max((p.current_as_of for p in self._repository.points(protection_id)), default=None)
+        if newest is None or (known is not None and newest.current_as_of <= known):
+            return True
+        worked = [c.duration_s for c in self._repository.cycles(protection_id, 10) if c.outcome == "point"]
+        ours = newest.current_as_of - timedelta(seconds=target_offset_s)
+        now = self._clock.now()
+        return due_at(manifest.policy, ours, expected_duration_s(worked), now) <= now
 
     def _site(self, site_id: str) -> Site:
         site = self._repository.site(site_id)
@@ -221,15 +247,17 @@ class ProtectionWorker:
         records.cache_manifest(self._repository, pid, outcome.manifest)
         result = outcome.result
         kind = "unchanged" if outcome.unchanged else ("point" if outcome.seq is not None else "partial")
+        newest = outcome.manifest.newest
         cycle = CycleRecord(
             protection_id=pid,
             started_at=self._clock.now() - timedelta(seconds=duration_s),
             duration_s=duration_s,
-            outcome=kind,
+            outcome="skipped" if outcome.elsewhere else kind,
             seq=outcome.seq,
             data_bytes=result.data_bytes if result else 0,
             wire_bytes=result.wire_bytes if result else 0,
             mode=outcome.mode,
+            error=f"Another console made recovery point {newest.seq}" if outcome.elsewhere and newest else None,
         )
 
         def change(p: Protection) -> Protection:
@@ -314,10 +342,13 @@ class ProtectionWorker:
         # A dark source: it may have been taken over on the target's own host, by a person without a console.
         ask = isinstance(error, EpochMoved) or phase is Phase.SOURCE_UNREACHABLE
         moved_to = self._manifest_there(protection) if ask else None
+        if error.code == LeaseHeld.code:
+            self._look_at_points(protection)
 
         def change(p: Protection) -> Protection:
             failures = p.failures if waiting else p.failures + 1
-            wait_s = 5.0 if waiting else backoff_s(failures, error.fate, self._jitter)
+            again_s = min(max(WAIT_SHARE * p.policy.rpo_target_s, 1.0), 5.0)
+            wait_s = again_s if waiting else backoff_s(failures, error.fate, self._jitter)
             if p.phase in _TAKEN_OVER:
                 return p  # it was failed over while this cycle hung: its end is nobody's business any more
             if moved_to is not None and moved_to.epoch.owner == p.target_site:
@@ -346,6 +377,12 @@ class ProtectionWorker:
         except VaporError as error:
             log.info("owner is not known", vm=protection.vm_name, code=error.code, error=str(error))
             return None
+
+    def _look_at_points(self, protection: Protection) -> None:
+        """Whoever holds the lease may be another console whose cycles make points: the RPO shown must know them."""
+        there = self._manifest_there(protection)
+        if there is not None and there.target_site == protection.target_site:
+            records.cache_manifest(self._repository, protection.protection_id, there)
 
     def _phase_after(self, protection: Protection, error: VaporError) -> Phase:
         if error.code in _SITE_GONE and not self._answers(protection.source_site):
