@@ -142,7 +142,8 @@ def run_cell(lab: Lab, home: Path, cell: Cell, report: Report) -> str:
     if done.returncode != 0:
         report.put(cell, "failed", wrong=[done.stderr.strip()[-1500:] or f"exit code {done.returncode}"])
         return "failed"
-    told = json.loads(done.stdout.splitlines()[-1])
+    # A log line of a thread that ends late may come after it.
+    told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
     wrong, state = told["wrong"], told["state"]
     kind, _, fault = cell
     wanted = state if fault == NONE else report.baseline(kind)
