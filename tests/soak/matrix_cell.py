@@ -191,6 +191,12 @@ def wait_for_word(stage: Stage) -> None:
         wait_until(told, "the source's guard", timeout_s=45, every_s=1.0)
 
 
+def wait_for_cycles(stage: Stage) -> None:
+    """A cycle that met the fault too is tried again by itself, half a minute later if a person had to make room."""
+    with contextlib.suppress(LabFailed):
+        wait_until(lambda: stage.row(NAME).protection.phase is not Phase.ERROR, "a cycle", timeout_s=90, every_s=0.5)
+
+
 def _phase(p: Protection, m: Manifest) -> Phase:
     """When the source is seen to be back, off and fenced, is a matter of the next look at it, not of the fault."""
     if p.phase is not Phase.SPLIT_BRAIN_RISK:
@@ -225,6 +231,7 @@ def run(lab: Lab, home: Path, kind: OperationKind, step: str, fault: str) -> dic
         if operation.state is not OperationState.DONE:
             wrong.append(f"it came to {operation.state}: {operation.error}")
         wait_for_word(stage)
+        wait_for_cycles(stage)
         state = end_state(stage, operation)
         scene.after(stage)
     except (AssertionError, LabFailed, VaporError) as error:

@@ -12,7 +12,7 @@ from typing import Self
 from matrix_scenes import NAME
 
 from vapor_desktop.lab.lab import Lab, Site
-from vapor_desktop.lab.processes import LabFailed
+from vapor_desktop.lab.processes import LabFailed, wait_until
 
 REPLICAS = "/var/lib/libvirt/images/vapor"
 FILL = f"{REPLICAS}/.fill-of-the-matrix"
@@ -34,10 +34,15 @@ def _libvirtd_again(lab: Lab) -> None:
 
 
 def _fill(lab: Lab) -> None:
-    """As far as it goes: all that is free."""
+    """As far as it goes: all that is free, however fast that gets less."""
     b = lab.sites["b"]
-    free = int(b.exec(["df", "--output=avail", "-B1", REPLICAS]).stdout.split()[1])
-    b.exec(["fallocate", "-l", str(max(free - 65536, 4096)), FILL])
+
+    def full() -> bool:
+        free = int(b.exec(["df", "--output=avail", "-B1", REPLICAS]).stdout.split()[1])
+        words = ["fallocate", "-l", str(max(free - 65536, 4096)), FILL]
+        return b.exec(words, check=False).returncode == 0
+
+    wait_until(full, "a full disk", timeout_s=10, every_s=0.05)
 
 
 def _empty(lab: Lab) -> None:
