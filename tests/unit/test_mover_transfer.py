@@ -170,7 +170,7 @@ def test_the_deadline_keeps_the_incoming_and_the_same_job_goes_on(rig: Rig, vda:
         slow = rig.transfer([disk("vda", SIZE, socket)], checkpoint="cp1", bandwidth_bytes_s=2 * MIB, deadline_s=1.0)
         part = rig.send(slow)
         assert not part.published
-        assert part.duration_s < 3
+        assert part.data_bytes < 6 * MIB  # a second's worth, and what was under way
         kept = rig.store.view(rig.vm).incoming
         assert kept is not None
         assert kept.received_bytes["vda"] > 0
