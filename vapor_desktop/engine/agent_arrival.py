@@ -11,13 +11,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import structlog
+
 from vapor_desktop.engine.ports import Clock, Hypervisor
 from vapor_desktop.model.domains import DomainView
+
+log = structlog.get_logger(__name__)
 
 # For so long after a VM was first seen without its agent, the agent may still be on its way: a point that is due then
 # is later by no more than this. One whose agent does not come (none is installed) is not waited for again.
 AWAIT_S = 60.0
 _LOOK_EVERY_S = 0.25
+TOLD_S = 1.0
 
 
 class AgentArrivals:
@@ -49,7 +54,12 @@ class AgentArrivals:
 
         Raises what looking at the domain raises.
         """
-        turn = threading.Event()
+        turn, began = threading.Event(), self._clock.monotonic()
         while self.awaited_s(domain) > 0 and not cancelled():
             turn.wait(_LOOK_EVERY_S)
             domain = hypervisor.domain(domain.vm_uuid)
+        waited_s = self._clock.monotonic() - began
+        if waited_s > TOLD_S:
+            log.info(
+                "waited for the guest agent", vm=domain.name, seconds=round(waited_s, 1), came=domain.agent_connected
+            )
