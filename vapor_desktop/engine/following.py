@@ -134,20 +134,8 @@ def _turned(m: Manifest) -> Change:
         over = p if p.phase is Phase.FAILED_OVER else records.to_phase(Phase.FAILED_OVER)(p)
         resting = Phase.PAUSED if p.paused else Phase.PROTECTED if m.newest is not None else Phase.INITIAL_SYNC
         moved = records.to_phase(resting)(records.to_phase(Phase.REPROTECTING)(over))
-        update = {
-            "source_site": m.source_site,
-            "target_site": m.target_site,
-            "policy": m.policy,
-            "mappings": m.mappings,
-            "settings_version": m.settings_version,
-            "epoch_number": m.epoch.number,
-            "epoch_owner": m.epoch.owner,
-            "commit_ask_at": None,
-            "failures": 0,
-            "not_before": None,
-            "last_error": None,
-            "last_error_code": None,
-        }
-        return moved.model_copy(update=update)
+        settings = (m.policy, m.mappings, m.settings_version)
+        other_way = records.turned((m.source_site, m.target_site), settings, m.epoch)
+        return other_way(moved).model_copy(update={"commit_ask_at": None})
 
     return change

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from vapor_desktop.engine.ports import Event, PointRow, Repository
 from vapor_desktop.model.errors import Conflict, NotFound
-from vapor_desktop.model.manifest import Manifest
+from vapor_desktop.model.manifest import Epoch, Manifest
+from vapor_desktop.model.policy import Mappings, Policy
 from vapor_desktop.model.sites import Protection
 from vapor_desktop.model.states import DrillState, Phase, Severity, move
 
@@ -135,6 +136,24 @@ def failed_over(epoch_number: int, owner: str) -> Change:
         return p.model_copy(update=update)
 
     return change
+
+
+def turned(ends: tuple[str, str], settings: tuple[Policy, Mappings, int], epoch: Epoch) -> Change:
+    """A change to the other direction: its ends (from, to), settings with their version, and epoch."""
+    update = {
+        "source_site": ends[0],
+        "target_site": ends[1],
+        "policy": settings[0],
+        "mappings": settings[1],
+        "settings_version": settings[2],
+        "epoch_number": epoch.number,
+        "epoch_owner": epoch.owner,
+        "failures": 0,
+        "not_before": None,
+        "last_error": None,
+        "last_error_code": None,
+    }
+    return lambda p: p.model_copy(update=update)
 
 
 def taken_over(manifest: Manifest, now: datetime) -> Change:

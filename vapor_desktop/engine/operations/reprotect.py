@@ -155,24 +155,8 @@ def _turn(ctx: StepContext) -> Result:
         adopted = ctx.api(there).replica(p.vm_uuid).manifest
         settings = (adopted.policy, adopted.mappings, adopted.settings_version)
     epoch = manifest.epoch
-
-    def change(q: Protection) -> Protection:
-        update = {
-            "source_site": here,
-            "target_site": there,
-            "policy": settings[0],
-            "mappings": settings[1],
-            "settings_version": settings[2],
-            "epoch_number": epoch.number,
-            "epoch_owner": epoch.owner,
-            "failures": 0,
-            "not_before": None,
-            "last_error": None,
-            "last_error_code": None,
-        }
-        return q.model_copy(update=update)
-
-    ctx.protection = records.update(ctx.tools.repository, p.protection_id, change)
+    turned = records.turned((here, there), settings, epoch)
+    ctx.protection = records.update(ctx.tools.repository, p.protection_id, turned)
     _arm(ctx, here, there, epoch, GuardState.OWN, f"protected to {ctx.site(there).name}")
     if ctx.done["old-side"]["autostart"]:
         ctx.hypervisor(here).set_autostart(p.vm_uuid, True)
