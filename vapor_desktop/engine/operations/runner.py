@@ -452,11 +452,11 @@ class OperationRunner:
         for values in done.values():
             result.update(values)
         changes = {"result": result, "error": end.get("error")}
-        self._update(operation_id, lambda o: _closed(o, state, self._tools).model_copy(update=changes))
         with self._lock:
             leases = self._leases.pop(operation_id, None)
         if leases is not None:
-            leases.close()
+            leases.close()  # before anybody is told that it is over: what they do next needs them
+        self._update(operation_id, lambda o: _closed(o, state, self._tools).model_copy(update=changes))
         self._tell(operation, state, error)
         return {}
 
