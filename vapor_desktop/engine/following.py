@@ -14,6 +14,7 @@ import structlog
 from vapor_desktop.engine import records
 from vapor_desktop.engine.ports import Clock, Repository, SiteGateway
 from vapor_desktop.engine.records import Change
+from vapor_desktop.engine.sitewatch import SiteWatch
 from vapor_desktop.engine.split_watch import TAKEN_OVER
 from vapor_desktop.model.errors import NotFound, VaporError
 from vapor_desktop.model.manifest import Manifest
@@ -30,9 +31,10 @@ _PASSING = frozenset({"cycle", "retention"})
 class Follower:
     """``round`` blocks; one at a time."""
 
-    def __init__(self, repository: Repository, gateway: SiteGateway, clock: Clock) -> None:
+    def __init__(self, repository: Repository, gateway: SiteGateway, sites: SiteWatch, clock: Clock) -> None:
         self._repository = repository
         self._gateway = gateway
+        self._sites = sites
         self._clock = clock
         self._looked_at: dict[str, float] = {}
 
@@ -78,9 +80,9 @@ class Follower:
 
     def _settled(self, site_id: str, vm_uuid: str) -> Manifest | None:
         """That site's word on its replica; None when there is none, it cannot be asked, or an operation is at it."""
-        site = self._repository.site(site_id)
-        if site is None:
-            return None
+        site, seen = self._repository.site(site_id), self._sites.seen(site_id)
+        if site is None or (seen is not None and seen.status.reachable is False):
+            return None  # a dark one is not waited for, VM by VM: its return is seen by the watch
         try:
             api = self._gateway.api(site)
             lease = api.lease(vm_uuid)

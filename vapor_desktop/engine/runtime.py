@@ -105,7 +105,7 @@ class Engine:
         self._plans_looked_at = float("-inf")
         self._plan_look: Future[None] | None = None
         self.splits = SplitWatch(repository, gateway, self.sites, clock)
-        self.follower = Follower(repository, gateway, clock)
+        self.follower = Follower(repository, gateway, self.sites, clock)
         self._split_looked_at = float("-inf")
         self._split_look: Future[None] | None = None
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="engine")
