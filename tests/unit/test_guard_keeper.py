@@ -72,6 +72,8 @@ class Bench:
     dark: bool = False
     now: float = 1000.0
     asked: list[tuple[str, ...]] = field(default_factory=list)
+    trouble: str | None = None  # why the hook cannot be tried
+    tried_at: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.book = GuardBook(self.settings, AuditLog(self.settings.audit_log))
@@ -85,10 +87,14 @@ class Bench:
             self.events,
             ask=self.ask,
             peer_name=lambda _site: "site-b",
-            prove=lambda: None,
+            prove=self.prove,
             patience_s=self.settings.guard_patience_s,
             now_s=lambda: self.now,
         )
+
+    def prove(self) -> str | None:
+        self.tried_at.append(self.now)
+        return self.trouble
 
     def ask(self, site: str, vms: Sequence[str], stop: threading.Event) -> Mapping[str, OwnerWord | VaporError]:
         assert site == B
@@ -291,6 +297,24 @@ def install(settings: SiteSettings) -> Path:
     path.write_text(hook_text(settings.guard_dir))
     path.chmod(0o755)
     return path
+
+
+def test_a_hook_that_could_not_be_tried_is_tried_again_soon_and_else_now_and_then(bench: Bench) -> None:
+    def run(seconds: int) -> list[float]:
+        bench.tried_at.clear()
+        for _ in range(seconds):
+            bench.keeper.prove_when_due()
+            bench.now += 1
+        return [at - bench.tried_at[0] for at in bench.tried_at]
+
+    bench.trouble = "libvirt does not answer"
+    assert run(100) == [0, 5, 15, 35, 75]
+    bench.trouble = None
+    bench.now += 600
+    assert run(1201) == [0, 600, 1200]
+    bench.trouble = "libvirt does not answer"
+    bench.now += 600
+    assert run(10) == [0, 5]
 
 
 def test_only_a_refusal_proves_and_only_for_this_hook(bench: Bench) -> None:

@@ -31,6 +31,7 @@ TICK_S = 1.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # between two questions to a peer while something waits for its answer
 RECHECK_S = 300.0  # else: a link that was cut while the VM was taken over there
 PROVE_S = 600.0  # an unproven hook is tried when we start, and then now and then
+PROVE_AGAIN_S = 5.0  # where it could not be tried: libvirt may be starting too. Doubled with every try, up to PROVE_S
 
 Asker = Callable[[str, Sequence[str], threading.Event], Mapping[str, OwnerWord | VaporError]]
 
@@ -77,6 +78,7 @@ class GuardKeeper:
         self._peers: dict[str, _Peer] = defaultdict(_Peer)
         self._settled: dict[str, GuardRecord] = {}
         self._settling = threading.Lock()  # the API and the thread: one start, one event
+        self._prove_at, self._prove_wait_s = float("-inf"), PROVE_AGAIN_S
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
 
@@ -91,19 +93,22 @@ class GuardKeeper:
             self._thread.join()
 
     def _run(self) -> None:
-        prove_at = float("-inf")
         while not self._stop.is_set():
             try:
                 self.tick()
-                if self._now_s() - prove_at >= PROVE_S:
-                    prove_at = self._now_s()
-                    self._try_hook()
+                self.prove_when_due()
             except (VaporError, OSError) as error:
                 _log.error("the guard records cannot be kept: %s", error)
             self._stop.wait(TICK_S)
 
-    def _try_hook(self) -> None:
+    def prove_when_due(self) -> None:
+        """Try the hook; soon again while it cannot be tried, for an unproven guard is shown as off."""
+        if self._now_s() < self._prove_at:
+            return
         trouble = self._prove()
+        wait_s = PROVE_S if trouble is None else self._prove_wait_s
+        self._prove_wait_s = PROVE_AGAIN_S if trouble is None else min(2 * self._prove_wait_s, PROVE_S)
+        self._prove_at = self._now_s() + wait_s
         if trouble is not None:
             _log.warning("whether libvirt asks the start guard's hook could not be proven: %s", trouble)
 
