@@ -84,6 +84,7 @@ def consoles(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
                     )
                 try:
                     wait_until(lambda: bool(far.ctl("engines")), "their engine", timeout_s=60)
+                    wait_until(lambda: guarded(stage), "the proof of both start guards", timeout_s=60)
                     yield stage, far
                 finally:
                     engine.terminate()
@@ -92,6 +93,11 @@ def consoles(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
             finally:
                 stage.close()
                 remove_guests(lab)
+
+
+def guarded(stage: Stage) -> bool:
+    """Without a proven guard nothing keeps the VM from being started where it was lost."""
+    return all(site.guard_proven for site in stage.backend.snapshot().sites)
 
 
 def false_alarms(stage: Stage, far: Far) -> list[tuple[str, float, float | None]]:
