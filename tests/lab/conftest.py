@@ -6,6 +6,7 @@ A missing tool is a failure, not a skip: these tests are the product's proof.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 from collections.abc import Generator, Iterator
@@ -81,6 +82,13 @@ def _inherited(lock: Path) -> int | None:
         if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
             return int(entry.name)
     return None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """What a module forgot to close is told in that module, not wherever the collector happens to come by."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

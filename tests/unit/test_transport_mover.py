@@ -20,6 +20,7 @@ from vapor_desktop.model.errors import (
     InvalidRequest,
     ProtocolError,
     ReplicaFull,
+    SiteUnreachable,
     TransferCancelled,
     TransferInterrupted,
 )
@@ -309,5 +310,7 @@ def test_the_gateway_opens_once_keeps_and_forgets(server: Sshd, secrets: MemoryS
     port.close()
     assert made[1].closed
     assert not any(runtime.rglob("key"))
+    with pytest.raises(SiteUnreachable, match="ending"):
+        port.api(site)  # a thread that is late: what it opened, nobody would close
     repository.close()
     runtime.rmdir()

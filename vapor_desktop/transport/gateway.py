@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -60,9 +60,10 @@ class _Connections:
             self.session,
             self.api,
         ]
-        for connection in opened:
-            if connection is not None:
-                _close(connection)
+        with ExitStack() as each:  # one that fails in a way nobody foresaw must not keep the others open
+            for connection in reversed(opened):
+                if connection is not None:
+                    each.callback(_close, connection)
 
 
 class Gateway:
@@ -87,6 +88,7 @@ class Gateway:
         self._files = SshFiles(secrets, runtime_dir)
         self._lock = threading.Lock()
         self._open: dict[str, _Connections] = {}
+        self._closed = False
 
     def api(self, site: Site) -> SiteApi:
         """The site's API; connects on first use."""
@@ -139,8 +141,9 @@ class Gateway:
                 pair.mover.drop_relays()
 
     def close(self) -> None:
-        """End everything; the private key's file is deleted."""
+        """End everything; the private key's file is deleted. Whoever asks later gets SiteUnreachable."""
         with self._lock:
+            self._closed = True  # a thread that outlives the program's end would open what nobody closes any more
             opened = list(self._open)
         for site_id in opened:
             self.drop(site_id)
@@ -158,6 +161,8 @@ class Gateway:
 
     def _of(self, site: Site) -> _Connections:
         with self._lock:
+            if self._closed:
+                raise SiteUnreachable(f"No new connection to {site.name}", why="this program is ending")
             connections = self._open.get(site.site_id)
             if connections is not None and not _same_place(connections.site, site):
                 stale = self._open.pop(site.site_id)
