@@ -9,7 +9,7 @@ from html import escape
 from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtWidgets import QDialog, QMessageBox, QWidget
 
-from vapor_desktop.gui import after_failover, take_over
+from vapor_desktop.gui import after_failover, guide_window, take_over
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.drill_sheet import DrillSheet
 from vapor_desktop.gui.drill_verdict import StopDrillSheet
@@ -297,7 +297,8 @@ class Commands(QObject):
 
     def show_failure(self, title: str, error: VaporError) -> None:
         """A verb did not work."""
-        box = self.dialog = show_error(self._window, title, error)
+        explain = partial(guide_window.explain, self._window, self._context.theme)
+        box = self.dialog = show_error(self._window, title, error, explain)
         rows = self._snapshot.protections if self._snapshot else ()
         row = next((r for r in rows if r.protection.vm_uuid == error.details.get("vm_uuid")), None)
         if isinstance(error, LeaseHeld) and row is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 from PySide6.QtCore import Qt
@@ -26,14 +27,20 @@ def details(title: str, error: VaporError) -> str:
     return f"{title}\n{error}\ncode: {error.code}\n{facts}".rstrip()
 
 
-def show_error(parent: QWidget, title: str, error: VaporError) -> QMessageBox:
-    """A window of its own, not modal: the rest goes on."""
+def show_error(
+    parent: QWidget, title: str, error: VaporError, explain: Callable[[str], object] | None = None
+) -> QMessageBox:
+    """A window of its own, not modal: the rest goes on. ``explain`` opens what a code means."""
     box = QMessageBox(QMessageBox.Icon.Warning, title, sentence(error), QMessageBox.StandardButton.Close, parent)
     box.setTextFormat(Qt.TextFormat.RichText)
     box.setInformativeText(f"Code {error.code}")
     copy = box.addButton("&Copy details", QMessageBox.ButtonRole.ActionRole)
     copy.clicked.disconnect()
     copy.clicked.connect(lambda: QApplication.clipboard().setText(details(title, error)))
+    if explain is not None:
+        more = box.addButton("&What this means", QMessageBox.ButtonRole.HelpRole)
+        more.clicked.disconnect()
+        more.clicked.connect(lambda: explain(error.code))
     box.setModal(False)
     box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
     box.show()

@@ -124,7 +124,7 @@ class SshSession:
             self._transport.close()
             raise NotAllowed(
                 f"{self._place} does not accept this console's SSH key",
-                fix="Look at `vapor-site console list` on the host, or pair the site again",
+                fix="Pair the site again: that enrols this console's key anew",
             ) from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._transport.close()
