@@ -11,6 +11,7 @@ from vapor_desktop.model.states import Phase, Severity
 from vapor_desktop.model.view import Banner, ProtectionStatus, SiteStatus, Task
 
 LOW_SPACE = 0.1
+_IN_CYCLE = {Phase.INITIAL_SYNC, Phase.SYNCING, Phase.COMPARING}
 DEMO = (Banner("demo", Severity.IDLE, "Demo: both sites and their guests live on this machine only, and go with it"),)
 
 
@@ -63,7 +64,7 @@ def tasks(rows: Sequence[ProtectionStatus]) -> tuple[Task, ...]:
     return tuple(
         Task(
             f"cycle:{r.key}",
-            f"{r.protection.phase.value.capitalize()}: {r.protection.vm_name}",
+            f"{_doing(r.protection.phase)}: {r.protection.vm_name}",
             r.key,
             r.cycle_started_at,
             None,
@@ -73,3 +74,8 @@ def tasks(rows: Sequence[ProtectionStatus]) -> tuple[Task, ...]:
         for r in rows
         if r.cycle_started_at is not None
     )
+
+
+def _doing(phase: Phase) -> str:
+    """A cycle's name, also in the moment before it knows what it will be."""
+    return phase.value.capitalize() if phase in _IN_CYCLE else "Beginning a cycle"
