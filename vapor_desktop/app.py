@@ -97,6 +97,7 @@ def _secrets() -> Secrets:
 def build(kind: str, *, demo: bool = False) -> Program:
     """Open the database and wire the adapters. Raises VaporError."""
     from vapor_desktop.hypervisor.connection import LibvirtHypervisor
+    from vapor_desktop.hypervisor.link import client_version
     from vapor_desktop.store.durable import DbosOperations
     from vapor_desktop.store.repository import SqlRepository
     from vapor_desktop.transport.gateway import Gateway
@@ -115,7 +116,9 @@ def build(kind: str, *, demo: bool = False) -> Program:
     identity = new_identity(kind, clock)
     engine = Engine(repository, gateway, clock, identity, DbosOperations(url))
     pairing = SitePairing(secrets, console_id, identity.name)
-    return Program(engine, EngineBackend(engine, pairing, demo=demo))
+    backend = EngineBackend(engine, pairing, demo=demo)
+    backend.know(lambda: {"libvirt client": client_version(), "Database": repository.describe()})
+    return Program(engine, backend)
 
 
 def _console_id(repository: Repository) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vapor_desktop.engine.backend import OnCheck, OnSeed
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
+from vapor_desktop.model.about import About, Component
 from vapor_desktop.model.drills import DrillPicture
 from vapor_desktop.model.errors import InvalidRequest, NotFound, VaporError
 from vapor_desktop.model.operations import Operation, OperationKind, StepRow, StepState
@@ -213,6 +214,12 @@ class FakeBackend:
         self.seeding: list[SeedState] = []
         self.drill_records: list[DrillStatus] = []
         self.holders: tuple[LeaseHolder, ...] = ()
+
+    def about(self) -> About:
+        """As the engine would say it."""
+        self._take("about")
+        versions = (("Vapor Desktop", "0.1.0"), ("libvirt client", "9.0.0"), ("Database", "SQLite 3.40.1, schema 7"))
+        return About(versions, (Component("lxml", "6.0", "BSD-3-Clause"), Component("nameless", "1", "")))
 
     def _take(self, verb: str, *args: Any) -> None:
         self.threads.add(threading.current_thread().name)

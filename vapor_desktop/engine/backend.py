@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from vapor_desktop.engine.ports import CycleRecord, Event, PointRow, RpoSample
+from vapor_desktop.model.about import About
 from vapor_desktop.model.drills import DrillPicture
 from vapor_desktop.model.operations import Operation, OperationKind, StepRow
 from vapor_desktop.model.plans import Plan, PlanMode, PlanStatus
@@ -42,6 +43,8 @@ class Backend(Protocol):
     """The engine's face. Verbs that change something return when done (or raise)."""
 
     def snapshot(self) -> Snapshot: ...
+    def about(self) -> About:
+        """Versions, and the licences of what is used."""
 
     # sites
     def normalise_url(self, text: str) -> str:

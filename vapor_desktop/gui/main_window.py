@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QByteArray, QSize, Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QKeySequence
+from PySide6.QtGui import QCloseEvent
 from PySide6.QtWidgets import (
     QHBoxLayout,
     QListWidget,
     QListWidgetItem,
     QMainWindow,
     QStackedWidget,
-    QToolBar,
     QVBoxLayout,
     QWidget,
 )
@@ -21,6 +20,7 @@ from vapor_desktop.gui.commands import Commands
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.detail_page import DetailPage
 from vapor_desktop.gui.icons import icon
+from vapor_desktop.gui.menus import Menus
 from vapor_desktop.gui.operations_tab import question_banners
 from vapor_desktop.gui.overview import Overview
 from vapor_desktop.gui.plan_commands import PlanCommands
@@ -28,7 +28,6 @@ from vapor_desktop.gui.plans_page import PlansPage
 from vapor_desktop.gui.protection_columns import Chip, Row
 from vapor_desktop.gui.sites_page import SitesPage
 from vapor_desktop.gui.status_line import StatusLine
-from vapor_desktop.gui.theme import Scheme
 from vapor_desktop.gui.verbs import Verbs
 from vapor_desktop.gui.vms_page import VmsPage
 from vapor_desktop.model.errors import KeyringLocked, KeyringMissing, VaporError
@@ -70,7 +69,7 @@ class MainWindow(QMainWindow):
         self.plan_commands = PlanCommands(context, self)
         self._build_pages()
         self._build_frame()
-        self._build_menus()
+        self.menus = Menus(self, PAGES)
         self._connect()
         self._recolour()
         self._restore()
@@ -119,73 +118,6 @@ class MainWindow(QMainWindow):
         self.resizeDocks([self.panel], [150], Qt.Orientation.Vertical)
         self.status_line = StatusLine(self.context.theme)
         self.setStatusBar(self.status_line)
-
-    def _build_menus(self) -> None:
-        self.pair_action = self._action("&Pair site…", self.commands.pair, tip="Pair two sites")
-        self.refresh_action = self._action("&Refresh", self.context.bridge.refresh, "F5", "Read the state now")
-        self.find_action = self._action("&Find", self._find, "Ctrl+F", "Go to the filter")
-        self.quit_action = self._action("&Quit", self.quit_asked.emit, "Ctrl+Q", "End the console")
-        close = self._action("&Close window", self.close, "Ctrl+W", "Close this window")
-        bar = self.menuBar()
-        file = bar.addMenu("&File")
-        file.addActions([self.pair_action, close, self.quit_action])
-        edit = bar.addMenu("&Edit")
-        edit.addAction(self._action("&Copy rows", self.vms.table.copy, tip="Copy the selected rows as a table"))
-        edit.addAction(self.find_action)
-        view = bar.addMenu("&View")
-        for n, (_key, text) in enumerate(PAGES):
-            view.addAction(
-                self._action(text, lambda n=n: self.go(n), f"Ctrl+{n + 1}", f"Show {text.replace('&', '')}")
-            )
-        view.addSeparator()
-        view.addAction(self.refresh_action)
-        view.addAction(self.panel.toggleViewAction())
-        theme_menu = view.addMenu("&Theme")
-        self.theme_actions = QActionGroup(self)
-        for scheme in Scheme:
-            action = self._action(f"&{scheme.value.capitalize()}", lambda s=scheme: self._use_scheme(s))
-            action.setCheckable(True)
-            action.setChecked(scheme is self.context.theme.scheme)
-            self.theme_actions.addAction(action)
-            theme_menu.addAction(action)
-        view.addAction(
-            self._action("Reset &columns", self.vms.table.reset_columns, tip="Columns as on the first day")
-        )
-        protection = bar.addMenu("&Protection")
-        protection.addActions(
-            [self.verbs[key] for key in ("open", "protect", "edit", "seed", "sync", "pause", "resume", "unprotect")]
-        )
-        recovery = bar.addMenu("&Recovery")
-        keys = ("migrate", "failover", "commit", "roll-back", "resolve", "reprotect")
-        recovery.addActions([self.verbs[key] for key in keys])
-        recovery.addSeparator()
-        recovery.addActions([self.verbs["drill"], self.verbs["stop-drill"]])
-        self._build_tool_bar()
-
-    def _build_tool_bar(self) -> None:
-        tools = QToolBar("Main", self)
-        tools.setObjectName("tools")
-        tools.setMovable(False)
-        tools.setIconSize(QSize(18, 18))
-        tools.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        tools.setContextMenuPolicy(Qt.ContextMenuPolicy.PreventContextMenu)
-        tools.addActions([self.verbs[key] for key in ("protect", "sync", "pause", "resume")])
-        gap = QWidget(tools)
-        gap.setMinimumWidth(60)
-        tools.addWidget(gap)
-        tools.addSeparator()
-        tools.addActions([self.verbs["migrate"], self.verbs["failover"], self.verbs["reprotect"]])
-        self.tools = tools
-        self.addToolBar(tools)
-
-    def _action(self, text: str, slot: object, shortcut: str = "", tip: str = "") -> QAction:
-        action = QAction(text, self)
-        if shortcut:
-            action.setShortcut(QKeySequence(shortcut))
-        if tip:
-            action.setStatusTip(tip)
-        action.triggered.connect(lambda _on=False: slot())  # type: ignore[operator]
-        return action
 
     def _connect(self) -> None:
         context = self.context
@@ -270,6 +202,10 @@ class MainWindow(QMainWindow):
         self.navigation.setCurrentRow(page)
         self._navigated(page)
 
+    def go_to(self, key: str) -> None:
+        """Show a page by its key."""
+        self.go([name for name, _text in PAGES].index(key))
+
     def show_chip(self, chip: Chip) -> None:
         """The table, filtered."""
         self.go(VMS)
@@ -335,14 +271,11 @@ class MainWindow(QMainWindow):
     def _tick(self) -> None:
         self.status_line.refresh()
 
-    def _find(self) -> None:
+    def find_vm(self) -> None:
+        """The filter of the VMs, ready to type."""
         self.go(VMS)
         self.vms.filter_edit.setFocus()
         self.vms.filter_edit.selectAll()
-
-    def _use_scheme(self, scheme: Scheme) -> None:
-        self.context.memory.put("theme", scheme.value)
-        self.context.theme.use(scheme)
 
     def _recolour(self) -> None:
         colours = self.context.theme.colours
@@ -354,10 +287,7 @@ class MainWindow(QMainWindow):
             f"QListWidget::item {{ padding-left: 10px; color: {colours.text}; }}"
             f"QListWidget::item:selected {{ background: {colours.highlight}; color: {colours.highlighted_text}; }}"
         )
-        self.pair_action.setIcon(icon("pair", colours.text))
-        self.refresh_action.setIcon(icon("refresh", colours.text))
-        self.find_action.setIcon(icon("search", colours.text))
-        self.quit_action.setIcon(icon("quit", colours.text))
+        self.menus.recolour()
 
     # --- coming and going -----------------------------------------------------------------------------
     def _restore(self) -> None:

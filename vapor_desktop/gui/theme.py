@@ -23,6 +23,15 @@ class Scheme(StrEnum):
     SYSTEM = "system"
     LIGHT = "light"
     DARK = "dark"
+    CONTRAST = "contrast"
+
+
+SCHEME_WORDS = {
+    Scheme.SYSTEM: "&System",
+    Scheme.LIGHT: "&Light",
+    Scheme.DARK: "&Dark",
+    Scheme.CONTRAST: "&High contrast",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,30 @@ DARK = Colours(
     banner_warning="#4A3D0C",
     banner_critical="#532023",
     banner_info="#1D3B50",
+)
+
+
+CONTRAST = Colours(
+    window="#000000",
+    base="#000000",
+    alternate="#101010",
+    button="#000000",
+    text="#FFFFFF",
+    dim="#E0E0E0",
+    line="#FFFFFF",
+    link="#9FD8FF",
+    highlight="#0A4FB0",
+    highlighted_text="#FFFFFF",
+    severity={
+        Severity.IDLE: "#C8C8C8",
+        Severity.OK: "#6FC8FF",
+        Severity.PROGRESS: "#FFFFFF",
+        Severity.WARNING: "#FFD60A",
+        Severity.CRITICAL: "#FF7A70",
+    },
+    banner_warning="#000000",
+    banner_critical="#000000",
+    banner_info="#000000",
 )
 
 
@@ -170,17 +203,17 @@ class Theme(QObject):
 
     @property
     def dark(self) -> bool:
-        """Whether the dark palette is in force."""
-        return self.colours is DARK
+        """Whether the ground is dark."""
+        return self.colours is not LIGHT
 
     def use(self, scheme: Scheme) -> None:
         """Switch, now."""
         self.scheme = scheme
         system_dark = self._app.styleHints().colorScheme() is Qt.ColorScheme.Dark
         dark = scheme is Scheme.DARK or (scheme is Scheme.SYSTEM and system_dark)
-        self.colours = DARK if dark else LIGHT
+        self.colours = CONTRAST if scheme is Scheme.CONTRAST else DARK if dark else LIGHT
         self._app.setPalette(_palette(self.colours))
-        self._app.setStyleSheet(_indicators(self.colours) if dark else "")
+        self._app.setStyleSheet(_indicators(self.colours) if self.dark else "")
         self.changed.emit()
 
     def severity(self, severity: Severity) -> QColor:

@@ -152,10 +152,10 @@ class _Spec:
 
 
 _SPECS = (
-    _Spec("open", "&Details", "vm", "Open the VM's page", _protected, single=True),
+    _Spec("open", "Det&ails", "vm", "Open the VM's page", _protected, single=True),
     _Spec("protect", "&Protect…", "protect", "Protect virtual machines", no_protect, "Ctrl+P", empty=True),
     _Spec("edit", "&Edit protection…", "edit", "Change its policy and networks", _protected, "Ctrl+E", single=True),
-    _Spec("seed", "Seed &first copy…", "seed", "Begin from images at the target", no_seed, single=True),
+    _Spec("seed", "Seed f&irst copy…", "seed", "Begin from images at the target", no_seed, single=True),
     _Spec("sync", "&Sync now", "sync", "Make a recovery point now", no_sync, "Ctrl+Y"),
     _Spec("pause", "Pa&use", "pause", "Stop replicating until resumed", no_pause),
     _Spec("resume", "&Resume", "resume", "Replicate again", no_resume),
@@ -228,6 +228,7 @@ class Verbs(QObject):
         for spec in _SPECS:
             why = self._why_not(spec)
             self.actions[spec.key].setEnabled(not why)
+            self.actions[spec.key].setProperty("why", why)  # the command palette tells it
             keys = f" ({spec.shortcut})" if spec.shortcut else ""
             tip = f"{spec.tip}{keys}" if not why else f"{spec.tip} — not now: {why}"
             self.actions[spec.key].setToolTip(tip)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QSignalBlocker, Qt, Signal
-from PySide6.QtGui import QKeyEvent
+from PySide6.QtGui import QAction, QKeyEvent
 from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QLineEdit, QMenu, QPushButton, QVBoxLayout, QWidget
 
 from vapor_desktop.gui.context import Context
@@ -42,6 +42,9 @@ class VmsPage(QWidget):
         self._have_snapshot = False
         self.model = ProtectionModel(Looks(context.theme), self)
         self.table = ProtectionTable(self.model, context.theme, context.memory, self)
+        self.copy_action = QAction("&Copy rows", self)
+        self.copy_action.setStatusTip("Copy the selected rows as a table")
+        self.copy_action.triggered.connect(lambda _on=False: self.table.copy())
         self.filter_edit = FilterEdit(self)
         self.chips: dict[Chip, QPushButton] = {}
         self.count = QLabel(self)
@@ -113,7 +116,7 @@ class VmsPage(QWidget):
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         for key in ("open", "protect", "edit", "seed", "sync", "pause", "resume", "unprotect"):
             menu.addAction(self._verbs[key])
-        menu.addAction("&Copy").triggered.connect(self.table.copy)
+        menu.addAction(self.copy_action)
         menu.addSeparator()
         menu.addActions([self._verbs["migrate"], self._verbs["failover"], self._verbs["reprotect"]])
         menu.addActions([self._verbs["drill"], self._verbs["stop-drill"]])

@@ -213,5 +213,10 @@ def _close(opened: _Opened) -> None:
         _log.debug("closing a dead libvirt connection: %s", error)
 
 
+def client_version() -> str:
+    """Of the libvirt library that this process uses."""
+    return _dotted(libvirt.getVersion())
+
+
 def _dotted(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -83,6 +83,13 @@ class Database:
             insert = sqlite.insert if self.is_sqlite else postgresql.insert
             connection.execute(insert(table).on_conflict_do_nothing(), listed)
 
+    def describe(self) -> str:
+        """``SQLite 3.40.1, schema 0012``."""
+        with self.read() as connection:
+            revision = MigrationContext.configure(connection).get_current_revision()
+            version = ".".join(map(str, connection.dialect.server_version_info or ()))
+        return f"{'SQLite' if self.is_sqlite else 'PostgreSQL'} {version}, schema {revision}"
+
     def close(self) -> None:
         """Give back all connections."""
         self.engine.dispose()

@@ -31,6 +31,10 @@ class SqlRepository(InventoryStore, HistoryStore, SampleStore, CoordinationStore
         self.thin_history(now)
         self.forget_engines(now - ENGINES_KEPT)
 
+    def describe(self) -> str:
+        """Which database, its version and the revision of our schema in it; nothing of where it is."""
+        return self._db.describe()
+
     def close(self) -> None:
         """Give back all connections."""
         self._db.close()

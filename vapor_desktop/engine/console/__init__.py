@@ -9,9 +9,10 @@ from vapor_desktop.engine.console.protecting import ProtectingDesk
 from vapor_desktop.engine.console.recovering import RecoveringDesk
 from vapor_desktop.engine.console.replicating import ReplicatingDesk
 from vapor_desktop.engine.console.sites import SitesDesk
+from vapor_desktop.engine.console.telling import TellingDesk
 
 
 class EngineBackend(
-    OverviewDesk, SitesDesk, ProtectingDesk, ReplicatingDesk, RecoveringDesk, PlanningDesk, HoldingDesk
+    OverviewDesk, SitesDesk, ProtectingDesk, ReplicatingDesk, RecoveringDesk, PlanningDesk, HoldingDesk, TellingDesk
 ):
     """Implements ``engine.backend.Backend``: all desks in one, over one Engine object."""
