@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from vapor_desktop.gui.episodes import GROUP_SLOT, Episodes, Urgency
+from vapor_desktop.gui.episodes import GROUP_SLOT, Episodes, Rules, Urgency
 from vapor_desktop.model.states import Severity
 from vapor_desktop.model.view import Alert
 
@@ -94,3 +94,75 @@ def test_a_restart_neither_repeats_nor_forgets() -> None:
     woken = Episodes.restore(json.loads(json.dumps(episodes.saved())))
     assert woken.feed([one], after(5)) == []
     assert [n.closed for n in woken.feed([replace(one, closed_at=after(9))], after(9))] == [True]
+
+
+def closed(one: Alert, at: datetime) -> Alert:
+    return replace(one, closed_at=at)
+
+
+def test_expectation_17_what_comes_and_goes_is_told_twice_and_then_how_it_settles() -> None:
+    episodes = Episodes()
+    told = []
+    for n in range(6):  # opens every two minutes, for one
+        one = alert("a", after(120 * n))
+        told += episodes.feed([one], after(120 * n))
+        told += episodes.feed([closed(one, after(120 * n + 60))], after(120 * n + 60))
+    assert [n.title for n in told] == ["RPO breached: a", "Recovered: RPO breached: a", "Again: RPO breached: a"]
+    assert "you will be told how it settles" in told[-1].body
+    last = 120 * 5 + 60
+    assert episodes.feed([], after(last + 29 * 60)) == []
+    (settled,) = episodes.feed([], after(last + 30 * 60))
+    assert (settled.title, settled.closed, settled.protection_id) == ("Recovered: RPO breached: a", True, "p-a")
+    assert episodes.feed([], after(last + 31 * 60)) == []
+    (fresh,) = episodes.feed([alert("a", after(2 * 3600))], after(2 * 3600))
+    assert fresh.title == "RPO breached: a"
+
+
+def test_a_flapping_alert_that_stays_is_told_to_hold() -> None:
+    episodes = Episodes()
+    for n in range(2):
+        one = alert("a", after(120 * n))
+        episodes.feed([one], after(120 * n))
+        episodes.feed([closed(one, after(120 * n + 60))], after(120 * n + 60))
+    stays = alert("a", after(240))
+    assert episodes.feed([stays], after(240)) == []
+    woken = Episodes.restore(json.loads(json.dumps(episodes.saved())))
+    assert woken.feed([stays], after(240 + 29 * 60)) == []
+    (notice,) = woken.feed([stays], after(240 + 30 * 60))
+    assert (notice.title, notice.urgency, notice.closed) == ("Still: RPO breached: a", Urgency.CRITICAL, False)
+    (over,) = woken.feed([closed(stays, after(9000))], after(9000))
+    assert over.title == "Recovered: RPO breached: a"
+
+
+def test_expectation_17_an_escalation_is_told_while_it_flaps_and_in_quiet_hours() -> None:
+    episodes = Episodes()
+    for n in range(3):
+        one = alert("a", after(120 * n), Severity.WARNING)
+        episodes.feed([one], after(120 * n))
+        episodes.feed([closed(one, after(120 * n + 60))], after(120 * n + 60))
+    worse = alert("a", after(400), Severity.CRITICAL)
+    (notice,) = episodes.feed([worse], after(400), Rules(quiet=True))
+    assert notice.urgency is Urgency.CRITICAL
+
+
+def test_quiet_hours_hold_back_warnings_and_never_what_is_critical() -> None:
+    episodes, quiet = Episodes(), Rules(quiet=True)
+    warning, critical = alert("w", severity=Severity.WARNING), alert("c")
+    assert [n.slot for n in episodes.feed([warning, critical], T0, quiet)] == ["rpo:c"]
+    assert [n.slot for n in episodes.feed([closed(critical, after(60))], after(60), quiet)] == ["rpo:c"]  # recovery
+    assert [n.slot for n in episodes.feed([warning], after(3600), Rules())] == ["rpo:w"]  # still there in the morning
+    gone = alert("x", severity=Severity.WARNING)
+    assert episodes.feed([gone], after(4000), quiet) == []
+    assert episodes.feed([closed(gone, after(4100))], after(4100), quiet) == []
+    assert episodes.feed([closed(gone, after(4100))], after(9000), Rules()) == []
+
+
+def test_severities_can_be_switched_off_and_reminders_too() -> None:
+    episodes = Episodes()
+    assert episodes.feed([alert("w", severity=Severity.WARNING)], T0, Rules(warnings=False)) == []
+    assert episodes.feed([alert("c")], T0, Rules(critical=False)) == []
+    never = Rules(remind_every=None)
+    episodes.feed([alert("c")], T0, never)
+    assert episodes.feed([alert("c")], after(90 * 3600), never) == []
+    (reminder,) = episodes.feed([alert("c")], after(90 * 3600), Rules())
+    assert reminder.title == "Still: RPO breached: c"

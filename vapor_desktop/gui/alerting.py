@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from PySide6.QtCore import QObject, Signal
 
-from vapor_desktop.gui.episodes import Episodes, Notice
+from vapor_desktop.gui.episodes import Episodes, Notice, Rules
 from vapor_desktop.gui.layout_store import Memory
 from vapor_desktop.gui.notify import Notifier
+from vapor_desktop.gui.preferences import Preferences
 from vapor_desktop.model.view import Snapshot
 
 log = logging.getLogger(__name__)
@@ -19,25 +20,39 @@ log = logging.getLogger(__name__)
 class Alerting(QObject):
     """Signals:
     open_asked: a protection id, or "" for the window as it is.
+    plain_invoked: what was pressed on a notification that speaks of no alert.
     """
 
     open_asked = Signal(str)
+    plain_invoked = Signal(str)
 
     def __init__(self, notifier: Notifier, memory: Memory, parent: QObject) -> None:
         super().__init__(parent)
         self._notifier, self._memory = notifier, memory
-        self.enabled = bool(memory.get("notifications", True))
+        self.preferences = Preferences(memory)
+        self.enabled = self.preferences.get("notifications")
         self.episodes = self._restore()
         notifier.invoked.connect(self._invoked)
 
     def take(self, snapshot: Snapshot) -> None:
         """Tell what is new."""
-        notices = self.episodes.feed(snapshot.alerts, snapshot.at)
+        notices = self.episodes.feed(snapshot.alerts, snapshot.at, self.rules(snapshot.at))
         if notices:
             self._remember()
         for notice in notices:
             if self.enabled:
                 self._notifier.notify(notice)
+
+    def rules(self, now: datetime) -> Rules:
+        """As the settings have them now."""
+        wanted = self.preferences
+        hours = wanted.get("remind_hours")
+        return Rules(
+            quiet=wanted.quiet(now),
+            warnings=wanted.get("notify_warning"),
+            critical=wanted.get("notify_critical"),
+            remind_every=timedelta(hours=hours) if hours > 0 else None,
+        )
 
     def enable(self, on: bool) -> None:
         """Switch notifications on or off; episodes are followed all the same."""
@@ -45,6 +60,8 @@ class Alerting(QObject):
         self._memory.put("notifications", on)
 
     def _invoked(self, action: str, notice: Notice, token: str) -> None:
+        if notice.protection_id is None and not notice.keys:
+            self.plain_invoked.emit(action)  # it speaks of no alert
         if action == "acknowledge":
             self.episodes.acknowledge(notice.keys)
         elif action == "snooze":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QEvent, QObject, Qt
+from PySide6.QtCore import QEvent, QObject, Qt, Signal
 from PySide6.QtGui import QAction, QActionGroup, QKeyEvent, QKeySequence
 from PySide6.QtWidgets import QDialog, QLineEdit, QMenu, QToolBar, QWidget
 
@@ -16,6 +16,7 @@ from vapor_desktop.gui.guide_window import open_guide
 from vapor_desktop.gui.icons import icon
 from vapor_desktop.gui.palette_entries import entries
 from vapor_desktop.gui.panes import Panes
+from vapor_desktop.gui.settings_dialog import SettingsDialog
 from vapor_desktop.gui.shortcut_sheet import ShortcutSheet
 from vapor_desktop.gui.theme import SCHEME_WORDS, Scheme
 
@@ -30,7 +31,15 @@ _PALETTE_KEYS = ("Ctrl+K", "Ctrl+Alt+I")
 
 
 class Menus(QObject):
-    """Builds the menus, and opens what belongs to no page: palette, shortcuts, About, the guide."""
+    """Builds the menus, and opens what belongs to no page: palette, shortcuts, settings, About, the guide.
+
+    Signals:
+        setting_changed: its key.
+        test_asked: show a notification now.
+    """
+
+    setting_changed = Signal(str)
+    test_asked = Signal()
 
     def __init__(self, window: MainWindow, pages: Sequence[tuple[str, str]]) -> None:
         super().__init__(window)
@@ -54,6 +63,7 @@ class Menus(QObject):
         self.palette_action = make(
             "Command &palette…", self.open_palette, *_PALETTE_KEYS, tip="Find any verb, VM, site, plan or page"
         )
+        self.settings = make("&Settings…", self.open_settings, "Ctrl+,", tip="Colours, notifications, tray, defaults")
         self.guide = make("&User guide", self._open_guide, tip="How to protect, rehearse, move and recover")
         self.shortcuts = make("&Keyboard shortcuts", self.open_shortcuts, "F1", "?", tip="Which keys do what")
         self.about = make("&About Vapor Desktop", self.open_about, tip="Versions and licences")
@@ -80,6 +90,8 @@ class Menus(QObject):
         self.file.addActions([self.pair, self.close, self.quit])
         self.edit = bar.addMenu("&Edit")
         self.edit.addActions([w.vms.copy_action, self.find, self.palette_action])
+        self.edit.addSeparator()
+        self.edit.addAction(self.settings)
         self._build_view(pages)
         protection = bar.addMenu("&Protection")
         protection.addActions([w.verbs[key] for key in _PROTECTION])
@@ -157,7 +169,7 @@ class Menus(QObject):
         text = self._context.theme.colours.text
         pictures = {
             self.pair: "pair", self.refresh: "refresh", self.find: "search", self.quit: "quit",
-            self._window.vms.copy_action: "copy", self.palette_action: "search",
+            self._window.vms.copy_action: "copy", self.palette_action: "search", self.settings: "settings",
         }  # fmt: skip
         for action, name in pictures.items():
             action.setIcon(icon(name, text))
@@ -173,6 +185,14 @@ class Menus(QObject):
     def open_shortcuts(self) -> None:
         """The sheet of all shortcuts."""
         self._open(ShortcutSheet(self._window))
+
+    def open_settings(self, sought: str = "") -> SettingsDialog:
+        """The settings, those that answer ``sought`` first."""
+        dialog = SettingsDialog(self._context, self._window, self._window.snapshot, sought)
+        dialog.changed.connect(self.setting_changed)
+        dialog.test_asked.connect(self.test_asked)
+        self._open(dialog)
+        return dialog
 
     def open_about(self) -> None:
         """Versions and licences."""

@@ -33,6 +33,13 @@ TIMEOUT_S = 5.0
 ACTIONS = ("default", "Open", "open", "Open", "acknowledge", "Acknowledge", "snooze", "Snooze 1 h")
 
 
+def _actions(notice: Notice) -> list[str]:
+    """Key and text by turns, as the specification wants them."""
+    if notice.actions is not None:
+        return [part for action in notice.actions for part in action]
+    return list(ACTIONS[:4] if notice.closed else ACTIONS)
+
+
 @dataclass
 class _Link:
     """A live connection to the session bus."""
@@ -95,7 +102,7 @@ class Notifier(QObject):
         link = self._link or self._connect()
         known = self._ids.get(notice.slot, 0)
         body = escape(notice.body, quote=False) if "body-markup" in link.capabilities else notice.body
-        actions = list(ACTIONS if not notice.closed else ACTIONS[:4]) if "actions" in link.capabilities else []
+        actions = _actions(notice) if "actions" in link.capabilities else []
         hints: dict[str, tuple[str, Any]] = {
             "urgency": ("y", _URGENCY[notice.urgency]),
             "desktop-entry": ("s", self._desktop_entry),

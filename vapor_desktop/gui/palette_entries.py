@@ -13,6 +13,7 @@ from vapor_desktop.gui import routes, words
 from vapor_desktop.gui.command_palette import Entry
 from vapor_desktop.gui.guide_window import open_guide
 from vapor_desktop.gui.icons import icon
+from vapor_desktop.gui.preferences import SETTINGS
 from vapor_desktop.guide.pages import pages
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def keys_of(action: QAction) -> str:
 
 def entries(window: MainWindow) -> list[Entry]:
     """Everything, now."""
-    return [*_actions(window), *_vms(window), *_known(window), *_guide(window)]
+    return [*_actions(window), *_vms(window), *_known(window), *_settings(window), *_guide(window)]
 
 
 def _actions(window: MainWindow) -> Iterator[Entry]:
@@ -90,6 +91,14 @@ def _known(window: MainWindow) -> Iterator[Entry]:
         run = partial(routes.open_operation, window, o.operation_id)
         title = f"{words.capital(o.kind.value)} {o.vm_name}".strip()
         yield Entry(title, f"Operation · {o.state.value}", run, icon=icon("activity", ink))
+
+
+def _settings(window: MainWindow) -> Iterator[Entry]:
+    picture = icon("settings", window.context.theme.colours.text)
+    for setting in SETTINGS:
+        run = partial(window.menus.open_settings, setting.title)
+        words_ = f"{setting.key} {setting.told}"
+        yield Entry(setting.title, f"Setting › {setting.section}", run, words=words_, icon=picture)
 
 
 def _guide(window: MainWindow) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QWidget, QWizard
 
 from vapor_desktop.gui.context import Context
+from vapor_desktop.gui.preferences import Preferences
 from vapor_desktop.gui.protect_choose import TargetPage, VmsPage
 from vapor_desktop.gui.protect_promise import CheckPage, PolicyPage, SummaryPage
 from vapor_desktop.model import retention
@@ -41,6 +42,7 @@ class ProtectWizard(QWizard):
         self.target = TargetPage(context, sites, pairs, self.vms)
         self._sites = {s.site.site_id: s for s in sites}
         self.policy = PolicyPage(context, self._target_limit)
+        self.policy.editor.rpo.set_seconds(Preferences(context.memory).get("default_rpo_s"))
         self.check = CheckPage(context, self.request)
         self.summary = SummaryPage(self.request, self.vms, self.names)
         for page in (self.vms, self.target, self.policy, self.check, self.summary):

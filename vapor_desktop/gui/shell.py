@@ -13,6 +13,8 @@ from vapor_desktop.gui.engine_thread import EngineThread
 from vapor_desktop.gui.episodes import Notice, Urgency
 from vapor_desktop.gui.main_window import MainWindow
 from vapor_desktop.gui.notify import Notifier
+from vapor_desktop.gui.preferences import Preferences
+from vapor_desktop.gui.settings_dialog import SettingsDialog
 from vapor_desktop.gui.tray import Tray
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.states import Severity
@@ -20,7 +22,9 @@ from vapor_desktop.model.view import Banner, Snapshot
 
 log = logging.getLogger(__name__)
 STOP_WAIT_MS = 30_000
+_TEST = "test"
 _TOLD = "close_to_tray_told"
+_TOLD_END = "close_ends_told"
 
 
 class Shell(QObject):
@@ -36,12 +40,18 @@ class Shell(QObject):
         self._snapshot: Snapshot | None = None
         self.ending = False
         self.question: QMessageBox | None = None
+        self.preferences = Preferences(context.memory)
         self.alerting = Alerting(notifier, context.memory, self)
         self.tray = Tray(context.theme, notifications=self.alerting.enabled, parent=self)
         context.bridge.snapshot.connect(self._take)
         window.close_asked.connect(self._close)
         window.quit_asked.connect(self.ask_quit)
         self.alerting.open_asked.connect(self._open)
+        self.alerting.plain_invoked.connect(lambda action: self.ask_quit() if action == "quit" else None)
+        window.menus.setting_changed.connect(self._setting_changed)
+        window.menus.test_asked.connect(self._test)
+        notifier.sent.connect(lambda notice: self._tested(notice, "The desktop has taken it."))
+        notifier.failed.connect(lambda notice, why: self._tested(notice, f"It could not be shown: {why}"))
         self.tray.open_asked.connect(window.raise_up)
         self.tray.toggle_asked.connect(self._toggle)
         self.tray.vm_asked.connect(window.open_vm)
@@ -62,6 +72,20 @@ class Shell(QObject):
         self.tray.take(snapshot)
         self.alerting.take(snapshot)
 
+    def _setting_changed(self, key: str) -> None:
+        if key == "notifications":
+            self.alerting.enable(self.preferences.get(key))
+            self.tray.notifications.setChecked(self.alerting.enabled)
+
+    def _test(self) -> None:
+        text = "This is what an alert of Vapor Desktop looks like."
+        self.notifier.notify(Notice(_TEST, "Test notification", text, Urgency.NORMAL, closed=True))
+
+    def _tested(self, notice: Notice, text: str) -> None:
+        dialog = self.window.menus.dialog
+        if notice.slot == _TEST and isinstance(dialog, SettingsDialog):
+            dialog.say_test(text)
+
     def _open(self, protection_id: str) -> None:
         if protection_id:
             self.window.open_vm(protection_id)
@@ -77,10 +101,11 @@ class Shell(QObject):
     # --- closing ----------------------------------------------------------------------------------------
     def _close(self) -> None:
         if self.hosting:
-            self._ask(tray=self.tray.available())
-        elif self.tray.available():
+            self._ask(tray=self.tray.available() and self.preferences.get("close_to_tray"))
+        elif self.tray.available() and self.preferences.get("close_to_tray"):
             self._to_tray("Replication runs in the service.")
         else:
+            self._say_that_it_ends()
             self.quit()
 
     def ask_quit(self) -> None:
@@ -128,7 +153,20 @@ class Shell(QObject):
         self.window.hide()
         if not self._context.memory.get(_TOLD):
             self._context.memory.put(_TOLD, True)
-            self.notifier.notify(Notice("tray", "The console is in the tray", text, Urgency.LOW, closed=True))
+            buttons = (("default", "Open"), ("open", "Open"), ("quit", "Quit console"))
+            self.notifier.notify(
+                Notice("tray", "The console is in the tray", text, Urgency.LOW, closed=True, actions=buttons)
+            )
+
+    def _say_that_it_ends(self) -> None:
+        """Once, on a desktop without a tray: the window is gone, and so is the console; the service goes on."""
+        memory = self._context.memory
+        if self.tray.available() or memory.get(_TOLD_END) or self._snapshot is None:
+            return
+        memory.put(_TOLD_END, True)
+        runs = "Replication goes on in the service." if self._snapshot.engine == "service" else ""
+        text = f"This desktop has no tray, so closing the window ends the console. {runs}".strip()
+        self.notifier.notify(Notice("ended", "The console has ended", text, Urgency.LOW, closed=True, actions=()))
 
     def quit(self) -> None:
         """End, without a question. The engine gets time to end its cycles."""
