@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from vapor_desktop import __version__
 from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.engine.ports import Repository, Secrets
 from vapor_desktop.engine.runtime import Engine, new_identity
@@ -175,15 +176,20 @@ def desktop_main() -> int:
     args = sys.argv[1:]
     if "--engine" in args:
         return engine_main()
+    if "--version" in args:
+        print(f"vapor-desktop {__version__}")
+        return 0
     _log_to_stderr()
     demo = "--demo" in args
+    from vapor_desktop.gui.application import handed_over, run
+
+    if handed_over(args, demo=demo):
+        return 0
     try:
         program = build("console", demo=demo)
     except VaporError as error:
         print(f"vapor-desktop: {error}", file=sys.stderr)
         return 1
-    from vapor_desktop.gui.application import run
-
     code = run(program.backend, program.engine.run, program.engine.stop, demo=demo, argv=args)
     # Not the sites' connections: a call that hangs, left behind in its daemon thread, may hold them.
     program.engine.repository.close()

@@ -15,6 +15,7 @@ from fake_backend import FakeBackend, world
 from PySide6.QtCore import QObject, QTimer, Signal
 from PySide6.QtWidgets import QApplication, QMessageBox
 
+from vapor_desktop.gui import session
 from vapor_desktop.gui.application import run
 from vapor_desktop.gui.main_window import MainWindow
 from vapor_desktop.model.states import Severity
@@ -86,6 +87,8 @@ def main() -> int:
     backend = FakeBackend(world(datetime.now(UTC)))
     teller = Teller(backend)
     stop = threading.Event()
+    if "--impatient" in sys.argv:
+        session.TRAY_WAIT_MS = 500
     hosting = "--engine" in sys.argv
     if not hosting:
         backend.shot = replace(backend.shot, engine="service")

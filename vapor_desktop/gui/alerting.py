@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from datetime import UTC, datetime, timedelta
 
 from PySide6.QtCore import QObject, Signal
 
+from vapor_desktop.gui.arrivals import use_token
 from vapor_desktop.gui.episodes import Episodes, Notice, Rules
 from vapor_desktop.gui.layout_store import Memory
 from vapor_desktop.gui.notify import Notifier
@@ -67,8 +67,7 @@ class Alerting(QObject):
         elif action == "snooze":
             self.episodes.snooze(notice.keys, datetime.now(UTC))
         elif action == "open":
-            if token:  # without it a Wayland compositor will not let us raise the window
-                os.environ["XDG_ACTIVATION_TOKEN"] = token
+            use_token(token)
             self.open_asked.emit(notice.protection_id or "")
         self._remember()
 

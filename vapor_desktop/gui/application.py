@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import platformdirs
 from PySide6.QtWidgets import QApplication
 
 from vapor_desktop.engine.backend import Backend
+from vapor_desktop.gui.arguments import Arguments
+from vapor_desktop.gui.arrivals import Arrivals
 from vapor_desktop.gui.bridge import Bridge
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.engine_thread import EngineThread
@@ -23,13 +24,14 @@ from vapor_desktop.gui.icons import icon
 from vapor_desktop.gui.layout_store import Memory
 from vapor_desktop.gui.main_window import MainWindow
 from vapor_desktop.gui.notify import Notifier
+from vapor_desktop.gui.places import APP, config_file, runtime_folder
+from vapor_desktop.gui.session import TrayStart
 from vapor_desktop.gui.shell import Shell
-from vapor_desktop.gui.single_instance import SingleInstance
+from vapor_desktop.gui.single_instance import SingleInstance, hand_over
 from vapor_desktop.gui.theme import Scheme, Theme
 from vapor_desktop.model.errors import Unexpected
 
 log = logging.getLogger(__name__)
-APP = "vapor-desktop"
 TITLE = "Vapor Desktop"
 
 
@@ -45,8 +47,8 @@ def run(
 
     run_engine: blocks as long as the engine lives; it is called in a QThread. None: this console only looks.
     stop_engine: makes ``run_engine`` return; safe to call from any thread.
-    argv: ``--new-instance`` starts a second console beside one that runs; ``--tray`` starts without a window
-    when there is a tray.
+    argv: ``--new-instance`` starts a second console beside one that runs; ``--tray`` starts without a window;
+    ``vapor://KIND/ID`` opens that place, in the console that runs if one does.
     """
     app = QApplication.instance()
     if not isinstance(app, QApplication):
@@ -54,12 +56,13 @@ def run(
     app.setApplicationName(APP)
     app.setApplicationDisplayName(TITLE)
     app.setDesktopFileName(APP)
+    arguments = Arguments.of(argv)
     app.setQuitOnLastWindowClosed(False)
-    one = SingleInstance(_runtime_dir() / ("console-demo.sock" if demo else "console.sock"))
-    if "--new-instance" not in argv and not one.claim():
+    one = SingleInstance(_socket(demo=demo))
+    if not arguments.new_instance and not one.claim(argv):
         log.info("another console runs; it was asked to show itself")
         return 0
-    memory = Memory(Path(platformdirs.user_config_dir(APP)) / ("window-demo.json" if demo else "window.json"))
+    memory = Memory(config_file(demo=demo))
     theme = Theme(app, _scheme(memory))
     app.setWindowIcon(icon("vapor-desktop", "#56B4E9"))
     bridge = Bridge(backend)
@@ -69,11 +72,15 @@ def run(
     notifier = Notifier(TITLE, APP)
     shell = Shell(context, window, notifier, engine)
     shell.over.connect(app.quit)
-    one.raised.connect(window.raise_up)
+    arrivals = Arrivals(window)
+    one.called.connect(arrivals.take_call)
     _catch_errors(window)
     _catch_signals(shell)
-    if "--tray" not in argv or not shell.tray.available():
+    if arguments.tray:
+        TrayStart(shell.tray.available, shell.stay_out, shell)
+    else:
         window.show()
+    arrivals.take(arguments)
     bridge.start()
     if engine is not None:
         engine.start()
@@ -88,8 +95,13 @@ def run(
     return code
 
 
-def _runtime_dir() -> Path:
-    return Path(platformdirs.user_runtime_dir(APP))
+def handed_over(argv: Sequence[str], *, demo: bool = False) -> bool:
+    """Whether a console runs that has taken these arguments: then nothing is left to do."""
+    return not Arguments.of(argv).new_instance and hand_over(_socket(demo=demo), argv)
+
+
+def _socket(*, demo: bool) -> Path:
+    return runtime_folder() / ("console-demo.sock" if demo else "console.sock")
 
 
 def _scheme(memory: Memory) -> Scheme:

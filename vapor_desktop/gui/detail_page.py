@@ -106,6 +106,11 @@ class DetailPage(QWidget):
         context.theme.changed.connect(self._restyle)
         self._restyle()
 
+    @property
+    def key(self) -> str:
+        """The protection shown; "" for none."""
+        return self._key or ""
+
     # --- layout -----------------------------------------------------------------------------------
     def _lay_out(self) -> None:
         self.back = QToolButton(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QByteArray, QSize, Qt, QTimer, Signal
+from PySide6.QtCore import QSize, Qt, QTimer, Signal
 from PySide6.QtGui import QCloseEvent
 from PySide6.QtWidgets import (
     QHBoxLayout,
@@ -25,7 +25,9 @@ from vapor_desktop.gui.operations_tab import question_banners
 from vapor_desktop.gui.overview import Overview
 from vapor_desktop.gui.plan_commands import PlanCommands
 from vapor_desktop.gui.plans_page import PlansPage
+from vapor_desktop.gui.preferences import Preferences
 from vapor_desktop.gui.protection_columns import Chip, Row
+from vapor_desktop.gui.session import remember_place, restore_place
 from vapor_desktop.gui.sites_page import SitesPage
 from vapor_desktop.gui.status_line import StatusLine
 from vapor_desktop.gui.verbs import Verbs
@@ -61,6 +63,7 @@ class MainWindow(QMainWindow):
         self.snapshot: Snapshot | None = None
         self._own_banners: dict[str, Banner] = {}
         self._may_close = False
+        self._left_vm = ""  # shown when the window was left
         self._wanted_operation = ""  # begun here, to be shown as soon as it is known
         self.setWindowTitle("Vapor Desktop — DEMO" if demo else "Vapor Desktop")
         self.setObjectName("main")
@@ -166,6 +169,7 @@ class MainWindow(QMainWindow):
             page.take(snapshot)
         if self._wanted_operation and self.activity.operations.select(self._wanted_operation):
             self._wanted_operation = ""
+        self._restore_vm()
         self.status_line.take(snapshot)
         self._show_tasks()
         self._show_banners()
@@ -291,11 +295,20 @@ class MainWindow(QMainWindow):
 
     # --- coming and going -----------------------------------------------------------------------------
     def _restore(self) -> None:
-        saved = self.context.memory.get("geometry")
-        if not (saved and self.restoreGeometry(QByteArray.fromBase64(saved.encode()))):
-            self.resize(1320, 780)
-        self.go(int(self.context.memory.get("page", 0)))
+        memory = self.context.memory
+        restore_place(self, memory, 1320, 780)
+        keys = [key for key, _text in PAGES]
+        left = memory.get("page_key") if Preferences(memory).get("restore_session") else None
+        self.go(keys.index(left) if left in keys else 0)
         self.navigation.setFocus()
+        self._left_vm = str(memory.get("open_vm") or "") if left is not None else ""
+
+    def _restore_vm(self) -> None:
+        """Once, with the first snapshot, unless the user has gone elsewhere meanwhile."""
+        key, self._left_vm = self._left_vm, ""
+        row = self.vms.model.get(key) if key and self.pages.currentIndex() == VMS else None
+        if row is not None and row.status is not None:
+            self._open_row(row)
 
     def let_close(self) -> None:
         """The next close is real."""
@@ -303,9 +316,10 @@ class MainWindow(QMainWindow):
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """Remember, and ask whoever hosts the engine."""
-        self.context.memory.put("geometry", bytes(self.saveGeometry().toBase64().data()).decode())
+        remember_place(self, self.context.memory)
         self.vms.table.remember()
-        self.context.memory.put("page", max(0, self.navigation.currentRow()))
+        self.context.memory.put("page_key", PAGES[max(0, self.navigation.currentRow())][0])
+        self.context.memory.put("open_vm", self.detail.key if self.pages.currentWidget() is self.detail else "")
         if self._may_close:
             super().closeEvent(event)
         else:

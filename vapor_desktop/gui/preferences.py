@@ -62,7 +62,7 @@ SETTINGS = (
     ),
     Setting(
         "autostart", TRAY, "Start with the desktop session", "autostart", False,
-        "In the tray, without a window; where there is no tray, not at all.",
+        "In the tray. Without a tray: minimised while it hosts the engine, else not at all.",
     ),
     Setting("restore_session", TRAY, "Open where it was left", "switch", True, "The page, and the VM shown."),
     Setting(

@@ -92,6 +92,14 @@ class Shell(QObject):
         else:
             self.window.raise_up()
 
+    def stay_out(self) -> None:
+        """Started for the tray, and there is none: end while a service does the work, else be seen."""
+        if self.hosting or self._snapshot is None:
+            self.window.showMinimized()
+        elif not self.window.isVisible():
+            log.info("this desktop has no tray; the service goes on without a console")
+            self.quit()
+
     def _toggle(self) -> None:
         if self.window.isVisible() and self.window.isActiveWindow():
             self.window.hide()
