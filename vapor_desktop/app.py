@@ -152,7 +152,7 @@ def running_engine(kind: str, *, demo: bool = False) -> Iterator[Program]:
 
 def engine_main() -> int:
     """``vapor-engine``: the engine without a window, until SIGTERM or SIGINT."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         program = build("service")
         if _is_system_unit() and not program.engine.repository.shared():
@@ -179,7 +179,7 @@ def desktop_main() -> int:
     if "--version" in args:
         print(f"vapor-desktop {__version__}")
         return 0
-    _log_to_stderr()
+    log_to_stderr()
     demo = "--demo" in args
     from vapor_desktop.gui.application import handed_over, run
 
@@ -196,7 +196,8 @@ def desktop_main() -> int:
     return code
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Standard output is for results. ``$VAPOR_LOG``: DEBUG, INFO, …"""
     import logging
 
     import structlog
