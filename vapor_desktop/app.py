@@ -22,6 +22,7 @@ from vapor_desktop.engine.console import EngineBackend
 from vapor_desktop.engine.ports import Repository, Secrets
 from vapor_desktop.engine.runtime import Engine, new_identity
 from vapor_desktop.model.errors import InvalidRequest, VaporError
+from vapor_desktop.program_log import CONSOLE, ENGINE, open_log
 
 APP_NAME = "vapor-desktop"
 
@@ -152,7 +153,7 @@ def running_engine(kind: str, *, demo: bool = False) -> Iterator[Program]:
 
 def engine_main() -> int:
     """``vapor-engine``: the engine without a window, until SIGTERM or SIGINT."""
-    log_to_stderr()
+    log_to_stderr(None if _is_system_unit() else ENGINE)
     try:
         program = build("service")
         if _is_system_unit() and not program.engine.repository.shared():
@@ -179,7 +180,7 @@ def desktop_main() -> int:
     if "--version" in args:
         print(f"vapor-desktop {__version__}")
         return 0
-    log_to_stderr()
+    log_to_stderr(CONSOLE)
     demo = "--demo" in args
     from vapor_desktop.gui.application import handed_over, run
 
@@ -196,8 +197,8 @@ def desktop_main() -> int:
     return code
 
 
-def log_to_stderr() -> None:
-    """Standard output is for results. ``$VAPOR_LOG``: DEBUG, INFO, …"""
+def log_to_stderr(file: str | None = None) -> None:
+    """Standard output is for results. ``$VAPOR_LOG``: DEBUG, INFO, … ``file``: also into the log of that name."""
     import logging
 
     import structlog
@@ -212,7 +213,7 @@ def log_to_stderr() -> None:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=open_log(file) if file else sys.stderr),
     )
 
 

@@ -23,6 +23,7 @@ from vapor_desktop.cli import (
     settings,
     sites,
 )
+from vapor_desktop.cli.diagnostics import diagnostics
 from vapor_desktop.cli.explain import explain
 from vapor_desktop.cli.output import Output, exit_code
 from vapor_desktop.cli.reprotect import reprotect
@@ -54,6 +55,7 @@ vaporctl.add_command(plans.plan)
 vaporctl.add_command(runbook)
 vaporctl.add_command(drills.drill)
 vaporctl.add_command(explain)
+vaporctl.add_command(diagnostics)
 for command in (*protections.COMMANDS, *settings.COMMANDS, *details.COMMANDS, *recovery.COMMANDS):
     vaporctl.add_command(command)
 

@@ -24,12 +24,13 @@ from vapor_desktop.gui.icons import icon
 from vapor_desktop.gui.layout_store import Memory
 from vapor_desktop.gui.main_window import MainWindow
 from vapor_desktop.gui.notify import Notifier
-from vapor_desktop.gui.places import APP, config_file, runtime_folder
+from vapor_desktop.gui.places import config_file, runtime_folder
 from vapor_desktop.gui.session import TrayStart
 from vapor_desktop.gui.shell import Shell
 from vapor_desktop.gui.single_instance import SingleInstance, hand_over
 from vapor_desktop.gui.theme import Scheme, Theme
 from vapor_desktop.model.errors import Unexpected
+from vapor_desktop.program_log import APP
 
 log = logging.getLogger(__name__)
 TITLE = "Vapor Desktop"

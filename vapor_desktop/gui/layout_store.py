@@ -37,6 +37,10 @@ class Memory:
         """A remembered value."""
         return self._values.get(key, default)
 
+    def all(self) -> dict[str, Any]:
+        """Everything, for diagnostics."""
+        return dict(self._values)
+
     def put(self, key: str, value: Any) -> None:
         """Remember it, on disk at once. A full disk is logged, not raised."""
         if self._values.get(key) == value:

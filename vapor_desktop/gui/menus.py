@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QDialog, QLineEdit, QMenu, QToolBar, QWidget
 
 from vapor_desktop.gui.about_dialog import AboutDialog
 from vapor_desktop.gui.command_palette import CommandPalette
+from vapor_desktop.gui.diagnostics_dialog import DiagnosticsDialog
 from vapor_desktop.gui.guide_window import open_guide
 from vapor_desktop.gui.icons import icon
 from vapor_desktop.gui.palette_entries import entries
@@ -66,6 +67,9 @@ class Menus(QObject):
         self.settings = make("&Settings…", self.open_settings, "Ctrl+,", tip="Colours, notifications, tray, defaults")
         self.guide = make("&User guide", self._open_guide, tip="How to protect, rehearse, move and recover")
         self.shortcuts = make("&Keyboard shortcuts", self.open_shortcuts, "F1", "?", tip="Which keys do what")
+        self.diagnostics = make(
+            "Save &diagnostics…", self.open_diagnostics, tip="Versions, state and logs in one file; no secrets"
+        )
         self.about = make("&About Vapor Desktop", self.open_about, tip="Versions and licences")
         self.next_pane = make("&Next pane", lambda: self.panes.step(1), "F6", tip="Focus the next part of the window")
         self.previous_pane = make(
@@ -100,7 +104,7 @@ class Menus(QObject):
         recovery.addSeparator()
         recovery.addActions([w.verbs[key] for key in _DRILLS])
         self.help = bar.addMenu("&Help")
-        self.help.addActions([self.guide, self.shortcuts])
+        self.help.addActions([self.guide, self.shortcuts, self.diagnostics])
         self.help.addSeparator()
         self.help.addAction(self.about)
 
@@ -197,6 +201,10 @@ class Menus(QObject):
     def open_about(self) -> None:
         """Versions and licences."""
         self._open(AboutDialog(self._context, self._window))
+
+    def open_diagnostics(self) -> None:
+        """What the bundle holds, and where to put it."""
+        self._open(DiagnosticsDialog(self._context, self._window))
 
     def _open_guide(self) -> None:
         open_guide(self._window, self._context.theme)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-APP = "vapor-desktop"
+from vapor_desktop.program_log import APP, log_file
 
 
 def places() -> list[tuple[str, Path, str]]:
@@ -28,11 +28,6 @@ def config_file(*, demo: bool = False) -> Path:
 def data_folder() -> Path:
     """The database's folder."""
     return Path(platformdirs.user_data_dir(APP))
-
-
-def log_file() -> Path:
-    """Where the console writes its log."""
-    return Path(platformdirs.user_log_dir(APP)) / "console.log"
 
 
 def runtime_folder() -> Path:
