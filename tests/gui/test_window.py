@@ -290,7 +290,7 @@ def test_first_run_shows_cards(console) -> None:  # type: ignore[no-untyped-def]
     console.backend.shot = world(datetime.now(UTC), sites=(), pairs=(), protections=(), unprotected=())
     window = console.shown()
     console.until(lambda: window.overview._stack.currentIndex() == 1)
-    window.overview._cards["pair"].click()
+    window.overview.welcome.buttons["pair"].click()
     assert window.commands.dialog.windowTitle() == "Pair site"
     window.commands.dialog.reject()
 

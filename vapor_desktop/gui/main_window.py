@@ -19,6 +19,7 @@ from vapor_desktop.gui.banner import BannerBar
 from vapor_desktop.gui.commands import Commands
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.detail_page import DetailPage
+from vapor_desktop.gui.first_run import FirstRun
 from vapor_desktop.gui.icons import icon
 from vapor_desktop.gui.menus import Menus
 from vapor_desktop.gui.operations_tab import question_banners
@@ -73,6 +74,7 @@ class MainWindow(QMainWindow):
         self._build_pages()
         self._build_frame()
         self.menus = Menus(self, PAGES)
+        self.first_run = FirstRun(self)
         self._connect()
         self._recolour()
         self._restore()
@@ -138,9 +140,7 @@ class MainWindow(QMainWindow):
         self.vms.opened.connect(self._open_row)
         self.overview.opened.connect(self._open_row)
         self.overview.chip_asked.connect(self.show_chip)
-        self.overview.card_asked.connect(
-            lambda key: self.commands.pair() if key == "pair" else self.commands.protect()
-        )
+        self.overview.card_asked.connect(self.first_run.take)
         self.sites.pair_asked.connect(self.commands.pair)
         self.sites.remove_asked.connect(self.commands.remove_site)
         self.sites.adopt_asked.connect(self.commands.adopt)

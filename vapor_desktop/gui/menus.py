@@ -182,34 +182,35 @@ class Menus(QObject):
     def open_palette(self) -> None:
         """The command palette, over the window's upper part."""
         palette = CommandPalette(self._context.theme, entries(self._window), self._window)
-        self._open(palette)
+        self.open_dialog(palette)
         place = self._window.geometry()
         palette.move(place.center().x() - palette.width() // 2, place.top() + place.height() // 8)
 
     def open_shortcuts(self) -> None:
         """The sheet of all shortcuts."""
-        self._open(ShortcutSheet(self._window))
+        self.open_dialog(ShortcutSheet(self._window))
 
     def open_settings(self, sought: str = "") -> SettingsDialog:
         """The settings, those that answer ``sought`` first."""
         dialog = SettingsDialog(self._context, self._window, self._window.snapshot, sought)
         dialog.changed.connect(self.setting_changed)
         dialog.test_asked.connect(self.test_asked)
-        self._open(dialog)
+        self.open_dialog(dialog)
         return dialog
 
     def open_about(self) -> None:
         """Versions and licences."""
-        self._open(AboutDialog(self._context, self._window))
+        self.open_dialog(AboutDialog(self._context, self._window))
 
     def open_diagnostics(self) -> None:
         """What the bundle holds, and where to put it."""
-        self._open(DiagnosticsDialog(self._context, self._window))
+        self.open_dialog(DiagnosticsDialog(self._context, self._window))
 
     def _open_guide(self) -> None:
         open_guide(self._window, self._context.theme)
 
-    def _open(self, dialog: QDialog) -> None:
+    def open_dialog(self, dialog: QDialog) -> None:
+        """Show it over the window; ``dialog`` names it while it is there."""
         self.dialog = dialog
         dialog.destroyed.connect(partial(self._gone, dialog))
         dialog.open()

@@ -8,8 +8,6 @@ from typing import Any
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import (
-    QFrame,
-    QGridLayout,
     QHBoxLayout,
     QLabel,
     QPushButton,
@@ -24,6 +22,7 @@ from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.keyed_table import Field, RecordModel
 from vapor_desktop.gui.protection_columns import COLUMNS, INDEX, Chip, Row, worst_first
 from vapor_desktop.gui.record_table import RecordTable
+from vapor_desktop.gui.welcome import Welcome
 from vapor_desktop.model.states import Severity
 from vapor_desktop.model.view import SiteStatus, Snapshot
 
@@ -35,33 +34,13 @@ _TILES = (
     (Chip.PAUSED, "Paused", Severity.WARNING),
     (Chip.UNPROTECTED, "Not protected", Severity.IDLE),
 )
-_CARDS = (
-    (
-        "pair",
-        "Pair two sites",
-        "You need the URL and a token of each host. On the host run<br><code>vapor-site token new</code>",
-        "&Pair site…",
-    ),
-    (
-        "protect",
-        "Protect a virtual machine",
-        "Choose VMs, their target site and how much data may be lost at most (the RPO).",
-        "P&rotect…",
-    ),
-    (
-        "demo",
-        "Try the demo",
-        "Two small hosts on this machine, with real guests. In a checkout run<br><code>./vapor demo</code>",
-        "",
-    ),
-)
 
 
 class Overview(QWidget):
     """Signals:
     chip_asked: show the table under this Chip.
     opened: show this Row in detail.
-    card_asked: "pair" or "protect".
+    card_asked: "pair", "protect", "engine" or "demo".
     """
 
     chip_asked = Signal(object)
@@ -78,8 +57,9 @@ class Overview(QWidget):
         self._stack = QStackedWidget(self)
         self._loading = QLabel("Reading the state of your sites…", self)
         self._loading.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self._cards: dict[str, QPushButton] = {}
-        for page in (self._loading, self._welcome(), self._board()):
+        self.welcome = Welcome(context.theme, self)
+        self.welcome.asked.connect(self.card_asked)
+        for page in (self._loading, self.welcome, self._board()):
             self._stack.addWidget(page)
         box = QVBoxLayout(self)
         box.setContentsMargins(14, 12, 14, 8)
@@ -102,38 +82,6 @@ class Overview(QWidget):
             cell("rpo_target", "Target", 80),
             cell("error", "Last error", 300),
         ]
-
-    def _welcome(self) -> QWidget:
-        page = QWidget(self)
-        grid = QGridLayout(page)
-        title = QLabel("<h2>Protect your virtual machines against the loss of their host</h2>", page)
-        grid.addWidget(title, 0, 0, 1, 3)
-        for n, (key, head, text, button) in enumerate(_CARDS):
-            card = QFrame(page)
-            card.setObjectName("card")
-            box = QVBoxLayout(card)
-            box.setContentsMargins(16, 14, 16, 14)
-            label = QLabel(f"<h3>{head}</h3>{text}", card)
-            label.setWordWrap(True)
-            label.setAlignment(Qt.AlignmentFlag.AlignTop)
-            label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-            box.addWidget(label, 1)
-            if button:
-                push = QPushButton(button, card)
-                push.setAccessibleName(head)
-                push.clicked.connect(lambda _on, key=key: self.card_asked.emit(key))
-                box.addWidget(push)
-                self._cards[key] = push
-            card.setMinimumHeight(170)
-            grid.addWidget(card, 1, n)
-            grid.setColumnStretch(n, 1)
-        note = QLabel(
-            "Tokens are kept only in your desktop's keyring; history and settings in a local database.", page
-        )
-        note.setWordWrap(True)
-        grid.addWidget(note, 2, 0, 1, 3)
-        grid.setRowStretch(3, 1)
-        return page
 
     def _board(self) -> QWidget:
         page = QWidget(self)
@@ -186,7 +134,7 @@ class Overview(QWidget):
 
     def _show(self, snapshot: Snapshot) -> None:
         self._stack.setCurrentIndex(2 if snapshot.protections or snapshot.unprotected else 1)
-        self._cards["protect"].setEnabled(len(snapshot.sites) > 1)
+        self.welcome.take(snapshot)
         rows = [Row.of_protection(p, snapshot.at) for p in snapshot.protections]
         every = rows + [Row.of_vm(v, snapshot.at) for v in snapshot.unprotected]
         for chip, text, _severity in _TILES:
