@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QDockWidget, QHBoxLayout, QLabel, QPushButton, QTa
 
 from vapor_desktop.engine.ports import Event
 from vapor_desktop.gui import words
+from vapor_desktop.gui.alerts_tab import AlertsTab
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.icons import SEVERITY_ICONS, SEVERITY_WORDS, icon
 from vapor_desktop.gui.keyed_table import Field, RecordModel
@@ -19,7 +20,7 @@ from vapor_desktop.gui.record_table import RecordTable
 from vapor_desktop.gui.theme import Theme
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.states import Severity
-from vapor_desktop.model.view import Alert, Snapshot, Task
+from vapor_desktop.model.view import Snapshot, Task
 
 _OUTCOMES = {
     None: Severity.PROGRESS,
@@ -131,10 +132,6 @@ class ActivityPanel(QDockWidget):
             self.cancel_asked.emit(task)
 
 
-def _closed(alert: Alert) -> str:
-    return words.local(alert.closed_at, datetime.now(UTC)) if alert.closed_at else "still open"
-
-
 class ActivityPage(QWidget):
     """Operations, alerts and what happened, newest first."""
 
@@ -142,7 +139,7 @@ class ActivityPage(QWidget):
         super().__init__(parent)
         self._context = context
         self._asked_at: datetime | None = None
-        self.alerts: RecordModel[Alert] = RecordModel(self._alert_fields(), lambda a: f"{a.key}@{a.opened_at}", self)
+        self.alerts = AlertsTab(context.theme, self)
         self.events: RecordModel[Event] = RecordModel(
             event_fields(context.theme), lambda e: f"{e.at}|{e.kind}|{e.text}", self
         )
@@ -152,7 +149,7 @@ class ActivityPage(QWidget):
         self.tabs = tabs = QTabWidget(self)
         tabs.setDocumentMode(True)
         tabs.addTab(RecordTable(self.events, "Events", self), "&Events")
-        tabs.addTab(RecordTable(self.alerts, "Alerts", self), "&Alerts")
+        tabs.addTab(self.alerts, "&Alerts")
         tabs.addTab(self.operations, "&Operations")
         tabs.currentChanged.connect(lambda _n: self._judge_state())
         box = QVBoxLayout(self)
@@ -160,26 +157,10 @@ class ActivityPage(QWidget):
         box.addWidget(self.state)
         box.addWidget(tabs, 1)
 
-    def _alert_fields(self) -> list[Field[Alert]]:
-        def look(alert: Alert, role: int) -> Any:
-            if role == Qt.ItemDataRole.DecorationRole:
-                over = alert.closed_at is not None
-                return severity_icon(self._context.theme, Severity.OK if over else alert.severity)
-            return None
-
-        return [
-            Field("Opened", lambda a: words.local(a.opened_at, datetime.now(UTC)), 130, look=look),
-            Field(
-                "Closed", lambda a: words.local(a.closed_at, datetime.now(UTC)) if a.closed_at else "still open", 110
-            ),
-            Field("Alert", lambda a: a.title, 280),
-            Field("What", lambda a: a.body, 400),
-        ]
-
     def take(self, snapshot: Snapshot) -> None:
         """Alerts from the snapshot; events are asked for now and then while the page is seen."""
         self.operations.take(snapshot)
-        self.alerts.put(sorted(snapshot.alerts, key=lambda a: a.opened_at, reverse=True))
+        self.alerts.take(snapshot.alerts)
         old = self._asked_at is None or (snapshot.at - self._asked_at).total_seconds() >= EVENTS_EVERY_S
         if self.isVisible() and old:
             self._asked_at = snapshot.at
@@ -191,7 +172,7 @@ class ActivityPage(QWidget):
         return self.operations.select(operation_id)
 
     def _judge_state(self) -> None:
-        self.state.setVisible(bool(self.state.text()) and self.tabs.currentWidget() is not self.operations)
+        self.state.setVisible(bool(self.state.text()) and self.tabs.currentIndex() == 0)
 
     def _show(self, events: Any) -> None:
         self.state.setText("" if events else "Nothing has happened yet.")

@@ -12,7 +12,7 @@ from vapor_desktop.gui.episodes import Episodes, Notice, Rules
 from vapor_desktop.gui.layout_store import Memory
 from vapor_desktop.gui.notify import Notifier
 from vapor_desktop.gui.preferences import Preferences
-from vapor_desktop.model.view import Snapshot
+from vapor_desktop.model.view import Alert, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 class Alerting(QObject):
     """Signals:
     open_asked: a protection id, or "" for the window as it is.
+    known: {alert key: how a person has dealt with it}.
     plain_invoked: what was pressed on a notification that speaks of no alert.
     """
 
     open_asked = Signal(str)
     plain_invoked = Signal(str)
+    known = Signal(object)
 
     def __init__(self, notifier: Notifier, memory: Memory, parent: QObject) -> None:
         super().__init__(parent)
@@ -39,6 +41,7 @@ class Alerting(QObject):
         notices = self.episodes.feed(snapshot.alerts, snapshot.at, self.rules(snapshot.at))
         if notices:
             self._remember()
+        self.known.emit(self.episodes.known(snapshot.at))
         for notice in notices:
             if self.enabled:
                 self._notifier.notify(notice)
@@ -59,6 +62,23 @@ class Alerting(QObject):
         self.enabled = on
         self._memory.put("notifications", on)
 
+    def acknowledge(self, alert: Alert) -> None:
+        """A person has seen it in the window."""
+        self.episodes.meet(alert, datetime.now(UTC))
+        self.episodes.acknowledge([alert.key])
+        self._noted()
+
+    def snooze(self, alert: Alert) -> None:
+        """Tell it again in an hour."""
+        now = datetime.now(UTC)
+        self.episodes.meet(alert, now)
+        self.episodes.snooze([alert.key], now)
+        self._noted()
+
+    def _noted(self) -> None:
+        self._remember()
+        self.known.emit(self.episodes.known(datetime.now(UTC)))
+
     def _invoked(self, action: str, notice: Notice, token: str) -> None:
         if notice.protection_id is None and not notice.keys:
             self.plain_invoked.emit(action)  # it speaks of no alert
@@ -69,7 +89,7 @@ class Alerting(QObject):
         elif action == "open":
             use_token(token)
             self.open_asked.emit(notice.protection_id or "")
-        self._remember()
+        self._noted()
 
     def _remember(self) -> None:
         self._memory.put("alerts_told", self.episodes.saved())

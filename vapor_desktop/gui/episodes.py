@@ -112,6 +112,24 @@ class Episodes:
             if key in self.told:
                 self.told[key].snoozed_until = now + SNOOZE
 
+    def meet(self, alert: Alert, now: datetime) -> None:
+        """A person deals with it in the window, told or not: then it needs no telling any more."""
+        known = self.told.get(alert.key)
+        if known is None or known.closed or known.opened_at != alert.opened_at:
+            self._tell(alert, now)
+
+    def known(self, now: datetime) -> dict[str, str]:
+        """Alerts that are acknowledged or snoozed: key -> words."""
+        found = {}
+        for key, told in self.told.items():
+            if told.closed:
+                continue
+            if told.snoozed_until is not None and told.snoozed_until > now:
+                found[key] = f"snoozed until {told.snoozed_until.astimezone():%H:%M}"
+            elif told.acknowledged:
+                found[key] = "acknowledged"
+        return found
+
     def saved(self) -> dict[str, Any]:
         """What a restarted console must know, as JSON values."""
         return {

@@ -136,6 +136,7 @@ class MainWindow(QMainWindow):
         self.commands.opened.connect(self.open_vm)
         self.commands.begun.connect(self.open_operation)
         self.activity.operations.answer_asked.connect(self.commands.answer)
+        self.activity.alerts.open_asked.connect(self.open_vm)
         self.activity.operations.undo_asked.connect(self.commands.undo)
         self.vms.opened.connect(self._open_row)
         self.overview.opened.connect(self._open_row)

@@ -48,6 +48,10 @@ class Shell(QObject):
         window.quit_asked.connect(self.ask_quit)
         self.alerting.open_asked.connect(self._open)
         self.alerting.plain_invoked.connect(lambda action: self.ask_quit() if action == "quit" else None)
+        alerts = window.activity.alerts
+        self.alerting.known.connect(alerts.show_known)
+        alerts.acknowledge_asked.connect(self.alerting.acknowledge)
+        alerts.snooze_asked.connect(self.alerting.snooze)
         window.menus.setting_changed.connect(self._setting_changed)
         window.menus.test_asked.connect(self._test)
         notifier.sent.connect(lambda notice: self._tested(notice, "The desktop has taken it."))
