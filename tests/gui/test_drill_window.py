@@ -6,11 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from fake_backend import status, world
+from fake_backend import migration, status, world
 
 from vapor_desktop.gui.drill_sheet import ports_of
 from vapor_desktop.model.drills import DrillCheck, DrillPhase, DrillRecord, DrillVm, Inventory
-from vapor_desktop.model.operations import OperationKind
+from vapor_desktop.model.operations import OperationKind, OperationState
 from vapor_desktop.model.states import DrillState
 from vapor_desktop.model.view import DrillStatus
 
@@ -102,6 +102,22 @@ def test_a_drill_is_stopped_by_a_verdict(console, passed: bool) -> None:  # type
     args = {"passed": passed, "note": "seen it", "force": False}
     wanted = [(OperationKind.STOP_DRILL, "p-odd", args, "the drill was stopped")]
     console.until(lambda: console.asked("begin_operation") == wanted)
+
+
+def test_a_drill_whose_checks_still_run_takes_no_verdict_yet(console) -> None:  # type: ignore[no-untyped-def]
+    window = drilled(console, DrillState.RUNNING)
+    checks = migration(operation_id="d1", kind=OperationKind.DRILL, protection_id="p-odd")
+    console.backend.shot = replace(console.backend.shot, operations=(checks,))
+    console.until(lambda: window.snapshot.operations == (checks,))
+    window.verbs["stop-drill"].trigger()
+    sheet = window.commands.dialog
+    console.until(lambda: sheet.record is not None)
+    sheet.passed.click()
+    assert not sheet.go.isEnabled()
+    assert "checks still run" in sheet.hint.text()
+    over = checks.model_copy(update={"state": OperationState.DONE, "ended_at": datetime.now(UTC)})
+    console.backend.shot = replace(console.backend.shot, operations=(over,))
+    console.until(sheet.go.isEnabled)
 
 
 def test_what_is_left_is_named_and_cleaned_up_by_force(console) -> None:  # type: ignore[no-untyped-def]

@@ -193,8 +193,17 @@ class Commands(QObject):
         """What it has shown, a verdict, then the operation."""
         if row.status is None:
             return
-        sheet = StopDrillSheet(self._context, row.key, row.status.protection.vm_uuid, row.name, self._window)
+
+        def checked_now() -> bool:
+            mine = (o for o in self._operations() if o.protection_id == row.key and o.kind is OperationKind.DRILL)
+            return any(not o.ended for o in mine)
+
+        uuid = row.status.protection.vm_uuid
+        sheet = StopDrillSheet(self._context, row.key, uuid, row.name, self._window, checked_now)
         self._begin(sheet, OperationKind.STOP_DRILL, row, f"Stop the drill of {row.name}", lambda: sheet.args)
+
+    def _operations(self) -> tuple[Operation, ...]:
+        return self._snapshot.operations if self._snapshot else ()
 
     def _begin(
         self, sheet: Sheet, kind: OperationKind, row: Row, title: str, args: Callable[[], Mapping[str, object]]

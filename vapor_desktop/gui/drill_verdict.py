@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from PySide6.QtCore import Qt
+from PySide6.QtCore import Qt, QTimer
 from PySide6.QtGui import QPixmap
 from PySide6.QtWidgets import (
     QButtonGroup,
@@ -70,7 +70,16 @@ class StopDrillSheet(Sheet):
 
     reason_needed = False
 
-    def __init__(self, context: Context, key: str, vm_uuid: str, vm_name: str, parent: QWidget) -> None:
+    def __init__(
+        self,
+        context: Context,
+        key: str,
+        vm_uuid: str,
+        vm_name: str,
+        parent: QWidget,
+        checked_now: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``checked_now``: whether the drill's own checks still run; it cannot be stopped before they end."""
         title = f"Stop the drill of {vm_name}"
         super().__init__(context, title, title, "Stop the drill", parent)
         self._vm_uuid = vm_uuid
@@ -88,10 +97,13 @@ class StopDrillSheet(Sheet):
         self.force.hide()
         self.force.setToolTip("What cannot be removed now does not hold up the rest")
         self.force.clicked.connect(self._forced)
+        self._checked_now, self._key = checked_now, key
         self._lay_out()
-        backend = context.backend
-        self.ask(backend.drills, self._show, self.found, "The drill cannot be looked at.")
-        context.bridge.ask(lambda: backend.drill_screen(key), self, self._show_picture, lambda _e: None)
+        self._look()
+        if checked_now():
+            self._again = QTimer(self)
+            self._again.timeout.connect(self._look_again)
+            self._again.start(1000)
 
     @property
     def args(self) -> dict[str, object]:
@@ -116,6 +128,17 @@ class StopDrillSheet(Sheet):
             self.box.addWidget(button)
         self.add_form(("&Note:", self.note))
         self.add_buttons(760, 520, self.force)
+
+    def _look(self) -> None:
+        context, backend, key = self._context, self._context.backend, self._key
+        self.ask(backend.drills, self._show, self.found, "The drill cannot be looked at.")
+        context.bridge.ask(lambda: backend.drill_screen(key), self, self._show_picture, lambda _e: None)
+
+    def _look_again(self) -> None:
+        """Until the checks have ended, and once more then."""
+        if not self._checked_now():
+            self._again.stop()
+        self._look()
 
     def _show(self, drills: Sequence[DrillStatus]) -> None:
         mine = [d.record for d in drills if d.record.open and d.record.vm(self._vm_uuid) is not None]
@@ -157,5 +180,7 @@ class StopDrillSheet(Sheet):
         self.accept()
 
     def missing(self) -> str:
-        """The verdict."""
+        """The verdict, once there is something to judge."""
+        if self._checked_now():
+            return "Its checks still run: wait for them, or cancel the drill on the Activity page."
         return "" if self.passed.isChecked() or self.failed.isChecked() else "Did it pass?"
