@@ -106,7 +106,7 @@ def desktop(session: Session, **what: Any) -> Iterator[Desktop]:
         made.close()
 
 
-def test_breach_is_told_once_and_open_raises_the_right_vm(session: Session, display: str) -> None:
+def test_expectation_18_breach_is_told_once_and_open_raises_the_right_vm(session: Session, display: str) -> None:
     """Without any tray, as on plain GNOME."""
     with desktop(session, notifications=True, tray=False) as shell, console(session, display) as window:
         window.until(lambda s: s.get("page") == "Overview", "started")

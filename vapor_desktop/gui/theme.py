@@ -104,7 +104,7 @@ CONTRAST = Colours(
     window="#000000",
     base="#000000",
     alternate="#101010",
-    button="#000000",
+    button="#303030",
     text="#FFFFFF",
     dim="#BDBDBD",
     line="#FFFFFF",
@@ -148,6 +148,20 @@ def _indicators(c: Colours) -> str:
     rules.append(
         f"QRadioButton::indicator {{ width: 12px; height: 12px; border: 1px solid {c.dim}; border-radius: 7px;"
         f" background: {c.base}; }} QRadioButton::indicator:checked {{ background: {dot}; }}"
+    )
+    return "".join(rules)
+
+
+def _outlines(c: Colours) -> str:
+    """Fusion draws edges darker than the window, and nothing is darker than black."""
+    rules = [f"{field} {{ border: 1px solid {c.line}; }}" for field in ("QLineEdit", "QAbstractItemView")]
+    rules.append(f"QLineEdit:focus {{ border: 2px solid {c.severity[Severity.WARNING]}; }}")
+    rules.append(
+        f"QPushButton {{ border: 1px solid {c.line}; border-radius: 3px; padding: 4px 12px; background: {c.base}; }}"
+        f"QPushButton:focus, QPushButton:default {{ border: 2px solid {c.severity[Severity.WARNING]}; }}"
+        f"QPushButton:pressed, QPushButton:checked {{ background: {c.highlight}; }}"
+        f"QPushButton:disabled {{ color: {c.dim}; border: 1px dashed {c.dim}; }}"
+        f"QMenu {{ border: 1px solid {c.line}; }} QToolTip {{ border: 1px solid {c.line}; }}"
     )
     return "".join(rules)
 
@@ -213,7 +227,8 @@ class Theme(QObject):
         dark = scheme is Scheme.DARK or (scheme is Scheme.SYSTEM and system_dark)
         self.colours = CONTRAST if scheme is Scheme.CONTRAST else DARK if dark else LIGHT
         self._app.setPalette(_palette(self.colours))
-        self._app.setStyleSheet(_indicators(self.colours) if self.dark else "")
+        edges = _outlines(self.colours) if self.colours is CONTRAST else ""
+        self._app.setStyleSheet(_indicators(self.colours) + edges if self.dark else "")
         self.changed.emit()
 
     def severity(self, severity: Severity) -> QColor:
