@@ -99,12 +99,13 @@ class MainWindow(QMainWindow):
         self.navigation = QListWidget(self)
         self.navigation.setAccessibleName("Pages")
         self.navigation.setIconSize(QSize(20, 20))
-        self.navigation.setFixedWidth(190)
         self.navigation.setFrameShape(QListWidget.Shape.NoFrame)
         for _key, text in PAGES:
             item = QListWidgetItem(text.replace("&", ""))
-            item.setSizeHint(QSize(0, 38))
+            item.setSizeHint(QSize(0, max(38, self.fontMetrics().height() + 18)))
             self.navigation.addItem(item)
+        widest = max(self.fontMetrics().horizontalAdvance(f"{text}  (9999)") for _key, text in PAGES)
+        self.navigation.setFixedWidth(max(190, widest + 46))  # icon, margins
         self.banners = BannerBar(self.context.theme, self)
         right = QVBoxLayout()
         right.setContentsMargins(0, 0, 0, 0)
