@@ -111,3 +111,18 @@ def test_acknowledged_and_snoozed_alerts_are_told_no_more(session: Session, disp
             assert time.monotonic() < deadline, memory.read_text()
             pause.wait(0.05)
         assert len(shell.shown) == 2
+
+
+def test_expectation_17_many_breaches_are_one_notice_that_opens_what_needs_attention(
+    session: Session,  # noqa: F811
+    display: str,  # noqa: F811
+) -> None:
+    with desktop(session, notifications=True, tray=False) as shell, console(session, display) as window:
+        window.until(lambda s: s.get("page") == "Overview", "started")
+        for name in ("db01", "web01", "web02", "files", "mail"):
+            window.tell(f"breach {name}")
+        shell.wait(lambda: any("alerts within a minute" in n.title for n in shell.shown), "one for all")
+        group = shell.shown[-1]
+        assert len([n for n in shell.shown if n.title.startswith("RPO breached")]) <= 3
+        shell.press(group.id, "open")
+        window.until(lambda s: s.get("page") == "VmsPage", "what needs attention")

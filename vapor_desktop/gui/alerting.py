@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 class Alerting(QObject):
     """Signals:
     open_asked: a protection id, or "" for the window as it is.
+    many_asked: show what several alerts speak of.
     known: {alert key: how a person has dealt with it}.
     plain_invoked: what was pressed on a notification that speaks of no alert.
     """
@@ -27,6 +28,7 @@ class Alerting(QObject):
     open_asked = Signal(str)
     plain_invoked = Signal(str)
     known = Signal(object)
+    many_asked = Signal()
 
     def __init__(self, notifier: Notifier, memory: Memory, parent: QObject) -> None:
         super().__init__(parent)
@@ -88,7 +90,10 @@ class Alerting(QObject):
             self.episodes.snooze(notice.keys, datetime.now(UTC))
         elif action == "open":
             use_token(token)
-            self.open_asked.emit(notice.protection_id or "")
+            if len(notice.keys) > 1:
+                self.many_asked.emit()
+            else:
+                self.open_asked.emit(notice.protection_id or "")
         self._noted()
 
     def _remember(self) -> None:

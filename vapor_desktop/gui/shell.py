@@ -14,6 +14,7 @@ from vapor_desktop.gui.episodes import Notice, Urgency
 from vapor_desktop.gui.main_window import MainWindow
 from vapor_desktop.gui.notify import Notifier
 from vapor_desktop.gui.preferences import Preferences
+from vapor_desktop.gui.protection_columns import Chip
 from vapor_desktop.gui.settings_dialog import SettingsDialog
 from vapor_desktop.gui.tray import Tray
 from vapor_desktop.model.errors import VaporError
@@ -49,6 +50,7 @@ class Shell(QObject):
         self.alerting.open_asked.connect(self._open)
         self.alerting.plain_invoked.connect(lambda action: self.ask_quit() if action == "quit" else None)
         alerts = window.activity.alerts
+        self.alerting.many_asked.connect(self._open_many)
         self.alerting.known.connect(alerts.show_known)
         alerts.acknowledge_asked.connect(self.alerting.acknowledge)
         alerts.snooze_asked.connect(self.alerting.snooze)
@@ -95,6 +97,10 @@ class Shell(QObject):
             self.window.open_vm(protection_id)
         else:
             self.window.raise_up()
+
+    def _open_many(self) -> None:
+        self.window.raise_up()
+        self.window.show_chip(Chip.ATTENTION)
 
     def stay_out(self) -> None:
         """Started for the tray, and there is none: end while a service does the work, else be seen."""
