@@ -28,6 +28,19 @@ def walk(desk: Desk) -> Iterator[tuple[str, QPixmap]]:
         desk.window.verbs[verb].trigger()
         yield from _dialog(desk, f"sheet-{verb}")
     yield from _wizards(desk)
+    menus = desk.window.menus
+    openers = (
+        menus.open_palette,
+        menus.open_shortcuts,
+        menus.open_settings,
+        menus.open_diagnostics,
+        menus.open_about,
+    )
+    for name, opened in zip(("palette", "shortcuts", "settings", "diagnostics", "about"), openers, strict=True):
+        opened()
+        assert menus.dialog is not None
+        yield name, _seen(desk, menus.dialog)
+        menus.dialog.reject()
     guide = open_guide(desk.window, desk.context.theme, "emergency")
     yield "guide", _seen(desk, guide)
     for window in desk.window.findChildren(GuideWindow):
