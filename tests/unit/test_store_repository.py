@@ -299,11 +299,11 @@ def test_samples_are_rolled_up_the_worst_wins_and_a_gap_stays_a_gap(repo: SqlRep
         ]
     )
     expected = (
-        RpoSample(long_ago, 59.0, 60),
-        RpoSample(days_ago, 29.0, 60),
-        RpoSample(days_ago + timedelta(seconds=150), None, 60),
-        RpoSample(days_ago + timedelta(minutes=5), 29.0, 60),
-        RpoSample(days_ago + timedelta(minutes=20), None, 60),
+        RpoSample(long_ago, 59.0, 60, 3600.0),
+        RpoSample(days_ago, 29.0, 60, 300.0),
+        RpoSample(days_ago + timedelta(seconds=150), None, 60, 150.0),
+        RpoSample(days_ago + timedelta(minutes=5), 29.0, 60, 300.0),
+        RpoSample(days_ago + timedelta(minutes=20), None, 60, 300.0),
         RpoSample(fresh, 7.0, 60),
     )
     for _ in range(2):  # the second time changes nothing

@@ -26,6 +26,7 @@ from vapor_desktop.cli import (
 from vapor_desktop.cli.diagnostics import diagnostics
 from vapor_desktop.cli.explain import explain
 from vapor_desktop.cli.output import Output, exit_code
+from vapor_desktop.cli.report import report
 from vapor_desktop.cli.reprotect import reprotect
 from vapor_desktop.cli.runbook import runbook
 from vapor_desktop.cli.where import where_options
@@ -56,6 +57,7 @@ vaporctl.add_command(runbook)
 vaporctl.add_command(drills.drill)
 vaporctl.add_command(explain)
 vaporctl.add_command(diagnostics)
+vaporctl.add_command(report)
 for command in (*protections.COMMANDS, *settings.COMMANDS, *details.COMMANDS, *recovery.COMMANDS):
     vaporctl.add_command(command)
 

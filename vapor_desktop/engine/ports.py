@@ -333,11 +333,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RpoSample:
-    """RPO at a moment; rpo_s None = unknown (drawn as a gap)."""
+    """RPO at a moment; rpo_s None = unknown (drawn as a gap). ``over_s`` > 0: the worst of so long from ``at`` on."""
 
     at: datetime
     rpo_s: float | None
     target_s: float
+    over_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,10 +65,11 @@ class SampleStore:
         with self._db.read() as connection:
             for row in connection.execute(query):
                 if row.rpo_s is not None:
-                    found.append(RpoSample(_at(row.at_ms), row.rpo_s, row.target_s))
+                    found.append(RpoSample(_at(row.at_ms), row.rpo_s, row.target_s, row.step_ms / 1000))
                 if row.gap:
-                    middle = row.at_ms + (row.step_ms // 2 if row.rpo_s is not None else 0)
-                    found.append(RpoSample(_at(middle), None, row.target_s))
+                    ahead = row.step_ms // 2 if row.rpo_s is not None else 0
+                    over_s = (row.step_ms - ahead) / 1000
+                    found.append(RpoSample(_at(row.at_ms + ahead), None, row.target_s, over_s))
         return tuple(found)
 
     def thin_samples(self, now: datetime) -> None:
