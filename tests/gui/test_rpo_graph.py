@@ -13,9 +13,9 @@ from fake_backend import NOW, saw_tooth
 from PySide6.QtGui import QImage
 from PySide6.QtWidgets import QApplication
 
-from vapor_desktop.engine.ports import RpoSample
+from vapor_desktop.engine.ports import Event, RpoSample
 from vapor_desktop.gui.rpo_graph import RpoGraph
-from vapor_desktop.gui.rpo_series import MOST_POINTS, build
+from vapor_desktop.gui.rpo_series import MOST_POINTS, build, marks, shown_from
 from vapor_desktop.gui.theme import Scheme, Theme
 from vapor_desktop.model.states import Severity
 
@@ -155,3 +155,30 @@ def test_csv_tells_unknown_from_zero(tmp_path: Path, theme: Theme) -> None:
     assert not QImage(str(tmp_path / "rpo.png")).isNull()
     with pytest.raises(OSError, match="not written"):
         tab.save_picture(tmp_path / "no" / "rpo.png")
+
+
+def test_what_happened_to_the_vm_is_marked(theme: Theme) -> None:
+    def event(minutes: float, kind: str) -> Event:
+        return Event(NOW - timedelta(minutes=minutes), kind, "p", None, 1, "…")
+
+    events = [event(5, "reprotected"), event(20, "migrated"), event(30, "cycle-failed"), event(90, "failed-over")]
+    found = marks(events, NOW - HOUR, NOW)
+    assert found == ((events[1].at.timestamp(), "migrated"), (events[0].at.timestamp(), "reprotected"))
+    graph = RpoGraph(theme)
+    series = build([sample(10 * n, 10.0) for n in range(300)], NOW - HOUR, NOW)
+    graph.show_series(series, NOW - HOUR, NOW, found)
+    assert graph.marked == list(found)
+    graph.show_series(series, NOW - HOUR, NOW)
+    assert graph.marked == []
+
+
+def test_the_picture_begins_where_the_vm_was_protected(theme: Theme) -> None:
+    young = shown_from(NOW - HOUR, NOW - timedelta(minutes=2), NOW)
+    assert young == NOW - timedelta(minutes=10), "room for what comes"
+    assert shown_from(NOW - HOUR, NOW - timedelta(minutes=40), NOW) == NOW - timedelta(minutes=40)
+    assert shown_from(NOW - HOUR, NOW - timedelta(days=4), NOW) == NOW - HOUR
+    graph = RpoGraph(theme)
+    graph.show_series(build([], NOW - HOUR, NOW), NOW - HOUR, NOW, begin=young)
+    left, right = graph.getPlotItem().viewRange()[0]
+    assert (left, right) == (young.timestamp(), NOW.timestamp())
+    assert graph.span == HOUR

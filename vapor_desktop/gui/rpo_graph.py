@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -111,19 +112,48 @@ class RpoGraph(pg.PlotWidget):  # type: ignore[misc]
         for z, item in enumerate((self.unknown, self.breached, self.target, self.line, self.target_label)):
             item.setZValue(z)
             self.addItem(item, ignoreBounds=True)
+        self._marks: list[pg.InfiniteLine] = []
         self.line.setDownsampling(auto=True, method="peak")
         self.line.setClipToView(True)
         self.scene().sigMouseMoved.connect(self._hover)
         theme.changed.connect(self._draw)
         self._draw()
 
-    def show_series(self, series: Series, since: datetime, until: datetime) -> None:
-        """Replace the data; the view spans the asked range."""
+    def show_series(
+        self,
+        series: Series,
+        since: datetime,
+        until: datetime,
+        marks: Sequence[tuple[float, str]] = (),
+        begin: datetime | None = None,
+    ) -> None:
+        """Replace the data; the view spans the asked range, or what of it is after ``begin``.
+
+        ``marks``: (Unix seconds, word) of what happened to the VM.
+        """
         self.series, self.span = series, until - since
         top = max([series.highest, *([float(series.targets.max())] if series.targets.size else [60.0])])
-        self.getPlotItem().setXRange(since.timestamp(), until.timestamp(), padding=0)
+        self.getPlotItem().setXRange((begin or since).timestamp(), until.timestamp(), padding=0)
         self.getPlotItem().setYRange(0, top * 1.15, padding=0)
+        self._mark(marks)
         self._draw()
+
+    def _mark(self, marks: Sequence[tuple[float, str]]) -> None:
+        """A line with its word at each; neighbours' words stand at different heights."""
+        for line in self._marks:
+            self.removeItem(line)
+        self._marks = []
+        for n, (when, word) in enumerate(marks):
+            options = {"position": 0.94 - 0.07 * (n % 4), "anchors": [(0, 0.5), (0, 0.5)]}
+            line = pg.InfiniteLine(when, angle=90, label=word, labelOpts=options)
+            line.setZValue(5)
+            self.addItem(line, ignoreBounds=True)
+            self._marks.append(line)
+
+    @property
+    def marked(self) -> list[tuple[float, str]]:
+        """What is marked: (Unix seconds, word)."""
+        return [(float(line.value()), line.label.format) for line in self._marks]
 
     def _draw(self) -> None:
         c, s = self._theme.colours, self.series
@@ -132,6 +162,10 @@ class RpoGraph(pg.PlotWidget):  # type: ignore[misc]
             axis = self.getPlotItem().getAxis(name)
             axis.setPen(QColor(c.line))
             axis.setTextPen(QColor(c.text))
+        for mark in self._marks:
+            mark.setPen(pg.mkPen(QColor(c.dim), width=1, style=Qt.PenStyle.DotLine))
+            mark.label.setColor(QColor(c.text))
+            mark.label.fill = pg.mkBrush(QColor(c.base))
         critical = self._theme.severity(Severity.CRITICAL)
         self.line.setPen(pg.mkPen(self._theme.severity(Severity.OK), width=1.6))
         self.line.setData(s.times, s.values)

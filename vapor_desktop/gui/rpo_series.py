@@ -7,19 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vapor_desktop.engine.ports import RpoSample
+from vapor_desktop.engine.ports import Event, RpoSample
 
 Floats = NDArray[np.float64]
 Span = tuple[float, float]
+Marks = tuple[tuple[float, str], ...]
 MOST_POINTS = 4000
 # Samples normally come at an even pace; three missed in a row mean that nobody looked.
 MISSED = 3.0
 PACE_MIN_S = 15.0
+# What changed a VM's course, by the history's kind of line, and the word it gets in the graph.
+MARKS = {
+    "protected": "protected",
+    "paused": "paused",
+    "resumed": "resumed",
+    "drill-running": "drill",
+    "drill-ended": "drill ended",
+    "migrated": "migrated",
+    "failed-over": "failed over",
+    "rolled-back": "rolled back",
+    "committed": "committed",
+    "reprotected": "reprotected",
+    "split-brain": "split brain",
+    "resolved": "resolved",
+}
+MOST_MARKS = 24
+ROOM = timedelta(minutes=10)
 
 
 def _empty() -> Floats:
@@ -50,6 +68,17 @@ class Series:
         n = int(np.abs(self.times - when).argmin())
         value = float(self.values[n])
         return float(self.times[n]), None if np.isnan(value) else value, float(self.targets[n])
+
+
+def marks(events: Iterable[Event], since: datetime, until: datetime) -> Marks:
+    """(Unix seconds, word) of the newest that fall between two moments, oldest first."""
+    found = sorted((e.at.timestamp(), MARKS[e.kind]) for e in events if e.kind in MARKS and since <= e.at <= until)
+    return tuple(found[-MOST_MARKS:])
+
+
+def shown_from(since: datetime, created_at: datetime | None, until: datetime) -> datetime:
+    """Where the picture begins: not before the VM was protected, but with room for ten minutes."""
+    return since if created_at is None else max(since, min(created_at, until - ROOM))
 
 
 def build(samples: Sequence[RpoSample], since: datetime, until: datetime, most: int = MOST_POINTS) -> Series:

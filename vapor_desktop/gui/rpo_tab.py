@@ -24,7 +24,7 @@ from vapor_desktop.gui import words
 from vapor_desktop.gui.bridge import Call
 from vapor_desktop.gui.context import Context
 from vapor_desktop.gui.rpo_graph import RpoGraph
-from vapor_desktop.gui.rpo_series import Series, build
+from vapor_desktop.gui.rpo_series import Marks, Series, build, marks, shown_from
 from vapor_desktop.gui.theme import chip_style
 from vapor_desktop.model.errors import VaporError
 from vapor_desktop.model.view import ProtectionStatus
@@ -36,7 +36,7 @@ RANGES = {
     "30 d": timedelta(days=30),
     "1 y": timedelta(days=365),
 }
-Loaded = tuple[Sequence[RpoSample], Series, datetime, datetime]
+Loaded = tuple[Sequence[RpoSample], Series, Marks, datetime, datetime]
 
 
 def first_span(age: timedelta) -> timedelta:
@@ -136,7 +136,8 @@ class RpoTab(QWidget):
         def work() -> Loaded:
             until = datetime.now(UTC)
             samples = backend.rpo_samples(key, until - span)
-            return samples, build(samples, _begin(until - span, created_at), until), until - span, until
+            series = build(samples, _begin(until - span, created_at), until)
+            return samples, series, marks(backend.events(key), until - span, until), until - span, until
 
         self._pending = self._context.bridge.ask(work, self, lambda loaded: self._show(key, loaded), self._failed)
 
@@ -144,9 +145,9 @@ class RpoTab(QWidget):
         self._pending = None
         if key != self._key:
             return
-        self._samples, series, since, until = loaded
+        self._samples, series, marked, since, until = loaded
         self._loaded_at = until
-        self.graph.show_series(series, since, until)
+        self.graph.show_series(series, since, until, marked, shown_from(since, self._created_at, until))
         self.summary.setText(self.describe(series, _begin(since, self._created_at), until))
 
     def _failed(self, error: VaporError) -> None:
