@@ -105,12 +105,12 @@ def _heads(title: str, kind: Is) -> tuple[str, ...]:
 
 
 def _csv_cells(value: Cell, kind: Is, zone: tzinfo | None) -> tuple[str, ...]:
+    if kind is Is.TEXT:
+        return (_safe(cell_text(value, kind, zone)),)
     if isinstance(value, datetime):
         return local_text(value, zone), utc_text(value)
     if value is None:
         return (cell_text(None, kind, zone),) * (2 if kind is Is.TIME else 1)
-    if isinstance(value, str):
-        return (_safe(value),)
     return (str(value.total_seconds() if isinstance(value, timedelta) else value),)
 
 
