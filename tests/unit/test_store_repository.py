@@ -290,7 +290,7 @@ def test_samples_are_rolled_up_the_worst_wins_and_a_gap_stays_a_gap(repo: SqlRep
     fresh = NOON.replace(microsecond=0) - timedelta(minutes=10)
     repo.add_rpo_samples(
         [
-            *(("p1", RpoSample(long_ago + timedelta(minutes=n), float(n), 60)) for n in range(60)),
+            *(("p1", RpoSample(long_ago + timedelta(minutes=n), float(n), 1200)) for n in range(60)),
             *(("p1", RpoSample(days_ago + timedelta(seconds=10 * n), float(n % 30), 60)) for n in range(60)),
             ("p1", RpoSample(days_ago + timedelta(seconds=5), None, 60)),
             ("p1", RpoSample(days_ago + timedelta(minutes=20), None, 60)),
@@ -299,7 +299,7 @@ def test_samples_are_rolled_up_the_worst_wins_and_a_gap_stays_a_gap(repo: SqlRep
         ]
     )
     expected = (
-        RpoSample(long_ago, 59.0, 60, 3600.0),
+        RpoSample(long_ago, 59.0, 1200, 3600.0),
         RpoSample(days_ago, 29.0, 60, 300.0),
         RpoSample(days_ago + timedelta(seconds=150), None, 60, 150.0),
         RpoSample(days_ago + timedelta(minutes=5), 29.0, 60, 300.0),
@@ -322,6 +322,21 @@ def test_samples_are_rolled_up_the_worst_wins_and_a_gap_stays_a_gap(repo: SqlRep
     assert any(at > days_ago + timedelta(minutes=20) and rpo is None for at, rpo in bucket)
     repo.thin_samples(long_ago + timedelta(days=402))
     assert repo.rpo_samples("p1", long_ago)[0].at > long_ago
+
+
+def test_a_bucket_that_was_looked_at_too_seldom_has_a_gap(repo: SqlRepository) -> None:
+    repo.save_protection(protection())
+    began = datetime(2026, 11, 19, 10, 0, tzinfo=UTC)
+    looks = [began + timedelta(seconds=60 * n) for n in range(5)]  # as the engine looks, for a target of 20 min
+    alone = began + timedelta(minutes=7)
+    repo.add_rpo_samples([("p1", RpoSample(at, 9.0, 1200)) for at in (*looks, alone)])
+    repo.thin_samples(NOON)
+    second = began + timedelta(minutes=5)
+    assert repo.rpo_samples("p1", began) == (
+        RpoSample(began, 9.0, 1200, 300.0),
+        RpoSample(second, 9.0, 1200, 300.0),
+        RpoSample(second + timedelta(seconds=150), None, 1200, 150.0),
+    )
 
 
 def test_a_command_that_nobody_took_in_time_is_never_carried_out(repo: SqlRepository) -> None:

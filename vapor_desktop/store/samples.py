@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, literal, select
+from sqlalchemy import ColumnElement, Connection, case, delete, func, literal, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from vapor_desktop.engine.ports import RpoSample
@@ -27,6 +27,11 @@ def _ms(at: datetime) -> int:
 
 def _at(ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=ms)
+
+
+def _pace_ms(target_s: ColumnElement[float]) -> ColumnElement[float]:
+    """How long one sample may stand for: three times as long as the engine takes to the next one."""
+    return case((target_s < 100, 15_000.0), (target_s > 1200, 180_000.0), else_=target_s * 150.0)
 
 
 class SampleStore:
@@ -80,11 +85,15 @@ class SampleStore:
             connection.execute(delete(rpo_samples).where(rpo_samples.c.at_ms < _ms(now - COARSE_KEPT)))
 
     def _roll_up(self, connection: Connection, step_ms: int, to_ms: int, before_ms: int) -> None:
-        """Whole buckets only, so that a bucket is made once; a straggler makes it worse, never better."""
+        """Whole buckets only, so that a bucket is made once; a straggler makes it worse, never better.
+
+        A bucket that nobody looked at for two thirds of its time has a gap: one good look is not an hour within.
+        """
         columns = rpo_samples.c
         old = (columns.step_ms == step_ms, columns.at_ms < before_ms - before_ms % to_ms)
         bucket = columns.at_ms - columns.at_ms % to_ms
-        had_gap = func.max(case((columns.gap, 1), else_=0)) == 1
+        seen_ms = func.count() * (step_ms or _pace_ms(func.min(columns.target_s)))
+        had_gap = or_(func.max(case((columns.gap, 1), else_=0)) == 1, seen_ms < to_ms)
         query = (
             select(
                 columns.protection_id,
