@@ -130,6 +130,7 @@ def test_inventory_has_policy_and_point_and_never_says_that_all_is_protected_una
     assert rows[EVIL]["policy"].startswith("RPO 5 min; keeps 6 newest")
     assert [rows["db01"][k] for k in ("last_point", "taken_at", "current_as_of", "rpo_now_s")] == [None] * 4
     assert rows["db01"]["points"] == 0
+    assert section(told, "VMs that nothing protects")["empty"] == "— : no site could be asked"
     assert "— : no site could be asked" in run("inventory")
 
 

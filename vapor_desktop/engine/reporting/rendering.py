@@ -135,6 +135,7 @@ def as_json(report: Report, zone: tzinfo | None = None) -> str:
                 "rows": [
                     {c.key: _plain(v) for c, v in zip(s.columns, row, strict=True)} for row in s.rows if s.columns
                 ],
+                "empty": s.empty if s.columns and not s.rows else None,
                 "pictures": [p.caption for p in s.pictures],
             }
             for s in report.sections

@@ -37,8 +37,8 @@ HOW = (
     "Within, breached and unknown together are the whole range. Unknown is the time in which nobody looked (no "
     "engine ran), the RPO could not be told, or the VM was not protected yet: it is not counted as within.",
     "Samples older than 48 hours are kept as the worst of each 5 minutes, after 30 days of each hour. Such a stretch "
-    "counts by its worst; with an unknown part in it, or looked at for less than a third of it, it is not within. VMs "
-    "whose protection was removed are not listed.",
+    "counts by its worst; with an unknown part in it, or looked at for less than a third of it, it is not within. "
+    "VMs whose protection was removed are not listed.",
 )
 Found = Sequence[tuple[ProtectionStatus, Compliance]]
 
