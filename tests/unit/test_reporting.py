@@ -106,7 +106,7 @@ def test_rpo_report_as_html_escapes_names_and_tells_both_times(tmp_path: Path) -
     assert EVIL not in page
     assert "<script" not in page
     assert f"{FROM.astimezone():%Y-%m-%d %H:%M:%S %z} ({FROM:%Y-%m-%d %H:%M:%S} UTC)" in page
-    assert f"<dd>{__version__}</dd>" in page
+    assert f"<td>{__version__}</td>" in page
     assert '<td class="n">—</td>' in page
 
 
@@ -178,7 +178,7 @@ def test_html_is_escaped_and_whole() -> None:
     assert "<td>2026-11-23 11:00:00 +0100 (2026-11-23 10:00:00 UTC)</td>" in page
     assert "<p>None &amp; none</p>" in page
     assert '<img alt="a &quot;screen&quot;" src="data:image/png;base64,iVBORw==">' in page
-    assert "<dt>Made by</dt><dd>ada@desk</dd>" in page
+    assert '<th scope="row">Made by</th><td>ada@desk</td>' in page
 
 
 def test_csv_gives_a_spreadsheet_no_formula_and_json_keeps_unknown() -> None:

@@ -16,14 +16,15 @@ from vapor_desktop.engine.reporting.document import Cell, Is, Report, Section, c
 _STYLE = """
 body{font:14px/1.5 system-ui,"DejaVu Sans",sans-serif;color:#1d2329;background:#fff;max-width:72rem;margin:2rem auto;
 padding:0 1.5rem}
-h1{font-size:1.6rem;margin:0 0 .8rem}h2{font-size:1.15rem;margin:2rem 0 .5rem;border-bottom:1px solid #d5dade}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1.2rem;color:#4a545d}dt{font-weight:600}dd{margin:0}
-table{border-collapse:collapse;width:100%;font-size:.92em}
-th,td{text-align:left;vertical-align:top;padding:.3rem .7rem .3rem 0;border-bottom:1px solid #e6e9ec}
-th{color:#4a545d;white-space:nowrap}td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-th.n{text-align:right}figure{margin:1rem 0}img{max-width:100%;border:1px solid #d5dade}figcaption{color:#4a545d}
+h1{font-size:1.6rem;margin:0 0 .8rem}h2{font-size:1.15rem;margin-top:28px;margin-bottom:6px}
+table{border-collapse:collapse;font-size:.92em}table.facts{color:#4a545d}
+th,td{text-align:left;vertical-align:top;padding-top:4px;padding-bottom:4px;padding-left:0;padding-right:16px;
+border-bottom:1px solid #e6e9ec}
+th{color:#4a545d}td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+th.n{text-align:right}.facts th,.facts td{border:none;padding-top:1px;padding-bottom:1px}
+figure{margin:1rem 0}img{max-width:100%;border:1px solid #d5dade}figcaption{color:#4a545d}
 @media (prefers-color-scheme:dark){@media screen{body{background:#171b1f;color:#e3e7ea}
-dl,th,figcaption{color:#a9b3bb}h2,img{border-color:#3a434b}th,td{border-color:#2b3238}}}
+table.facts,th,figcaption{color:#a9b3bb}img{border-color:#3a434b}th,td{border-color:#2b3238}}}
 @media print{h2{break-after:avoid}tr,figure{break-inside:avoid}body{margin:0;max-width:none}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -34,14 +35,14 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def html(report: Report, zone: tzinfo | None = None) -> str:
     """One page without scripts and without anything fetched. ``zone`` None: the machine's."""
-    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts(zone))
+    facts = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in report.facts(zone))
     sections = "".join(_section(s, zone) for s in report.sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">'
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{escape(report.title)}</h1>\n<dl>{facts}</dl>\n{sections}</body></html>\n"
+        f"<h1>{escape(report.title)}</h1>\n<table class='facts'>{facts}</table>\n{sections}</body></html>\n"
     )
 
 
