@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import click
 
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.cli.program import reading
-from vapor_desktop.engine.reporting.making import KINDS, make
+from vapor_desktop.engine.reporting.making import KINDS, author, make
 from vapor_desktop.engine.reporting.rendering import FORMATS
 from vapor_desktop.model.errors import InvalidRequest
 
@@ -30,7 +28,7 @@ def moment(text: str) -> datetime:
 
 
 @click.command(help=f"Write the report KIND ({_KINDS}).")
-@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("kind", metavar="KIND", type=click.Choice(list(KINDS)))
 @click.option("--from", "start", metavar="TIME", help=f"ISO 8601, local without a zone. Default: {DAYS} days ago.")
 @click.option("--to", "end", metavar="TIME", help="Default: now.")
 @click.option("--format", "fmt", type=click.Choice(list(FORMATS)), help="Default: html; with --json: json.")
@@ -43,9 +41,8 @@ def report(out: Output, kind: str, start: str | None, end: str | None, fmt: str 
     now = datetime.now(UTC)
     until = moment(end) if end else now
     since = moment(start) if start else until - timedelta(days=DAYS)
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
     with reading() as backend:
-        made = make(backend, kind, since, until, now, by)
+        made = make(backend, kind, since, until, now, author())
     chosen = fmt or ("json" if out.as_json and output is None else "html")
     text = FORMATS[chosen](made, None)
     if output is None:

@@ -28,6 +28,7 @@ from vapor_desktop.gui.plan_commands import PlanCommands
 from vapor_desktop.gui.plans_page import PlansPage
 from vapor_desktop.gui.preferences import Preferences
 from vapor_desktop.gui.protection_columns import Chip, Row
+from vapor_desktop.gui.reports_page import ReportsPage
 from vapor_desktop.gui.session import remember_place, restore_place
 from vapor_desktop.gui.sites_page import SitesPage
 from vapor_desktop.gui.status_line import StatusLine
@@ -43,6 +44,7 @@ PAGES = (
     ("sites", "&Sites"),
     ("activity", "&Activity"),
     ("plans", "&Plans"),
+    ("reports", "&Reports"),
 )
 VMS, ACTIVITY, PLANS, DETAIL = 1, 3, 4, len(PAGES)
 
@@ -90,9 +92,10 @@ class MainWindow(QMainWindow):
         self.sites = SitesPage(context, self)
         self.activity = ActivityPage(context, self)
         self.plans = PlansPage(context, self)
+        self.reports = ReportsPage(context, self)
         self.detail = DetailPage(context, self.verbs, self)
         self.pages = QStackedWidget(self)
-        for page in (self.overview, self.vms, self.sites, self.activity, self.plans, self.detail):
+        for page in (self.overview, self.vms, self.sites, self.activity, self.plans, self.reports, self.detail):
             self.pages.addWidget(page)
 
     def _build_frame(self) -> None:
@@ -286,7 +289,7 @@ class MainWindow(QMainWindow):
     def _recolour(self) -> None:
         colours = self.context.theme.colours
         for n, (key, _text) in enumerate(PAGES):
-            name = {"vms": "vm", "sites": "site", "plans": "plan"}.get(key, key)
+            name = {"vms": "vm", "sites": "site", "plans": "plan", "reports": "report"}.get(key, key)
             self.navigation.item(n).setIcon(icon(name, colours.text))
         self.navigation.setStyleSheet(
             f"QListWidget {{ background: {colours.alternate}; border-right: 1px solid {colours.line}; }}"

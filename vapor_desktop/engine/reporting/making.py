@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +32,11 @@ class Kind:
     title: str
     ranged: bool
     build: Callable[[Backend, datetime, datetime], tuple[Section, ...]]
+
+
+def author() -> str:
+    """Who makes it, where: "anna@desk"."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def make(backend: Backend, key: str, start: datetime, end: datetime, now: datetime, by: str) -> Report:
