@@ -499,7 +499,7 @@ def saw_tooth(start: datetime, end: datetime, step_s: float = 60.0, target_s: fl
             rpo = day - 30000 + 240
         elif 50000 < day < 53000:
             rpo = None
-        samples.append(RpoSample(at, rpo, target_s))
+        samples.append(RpoSample(at, rpo, target_s, over_s=step_s))
     return samples
 
 

@@ -46,6 +46,17 @@ def test_time_without_samples_is_unknown_not_a_line() -> None:
     assert series.times[hole[0] - 1] - zero == 9
 
 
+def test_thinned_days_beside_fresh_hours_are_no_gap() -> None:
+    """Seven days of which five are kept as the worst of each five minutes: all of it is known."""
+    week, fresh = NOW - timedelta(days=7), NOW - timedelta(days=2)
+    old = [RpoSample(week + timedelta(minutes=5 * n), 60.0, 300.0, over_s=300.0) for n in range(5 * 288)]
+    new = [RpoSample(fresh + timedelta(seconds=15 * n), 30.0, 300.0) for n in range(2 * 5760)]
+    assert build([*old, *new], week, NOW).gaps == ()
+    del old[100]
+    [(begin, end)] = build([*old, *new], week, NOW).gaps
+    assert (begin, end) == (old[99].at.timestamp(), old[100].at.timestamp())
+
+
 def test_nothing_known_at_all() -> None:
     series = build([], NOW - HOUR, NOW)
     assert series.gaps == (((NOW - HOUR).timestamp(), NOW.timestamp()),)

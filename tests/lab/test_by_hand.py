@@ -194,4 +194,21 @@ def reprotect(person: Person) -> None:
 
 
 def report(person: Person) -> None:
-    person.picture("the-end")
+    """The RPO of the last day, on paper: the breach above is in it."""
+    person.key("ctrl+6")
+    person.click("combo box", "^Last 30 days$")
+    person.key("Home", "Return")
+    person.click("push button", "^Make report$")
+    person.click("push button", "^Save PDF", 60)
+    person.see("dialog|file chooser", "^Save PDF")
+    path = person.home / "rpo.pdf"
+    person.key("ctrl+a")
+    person.type(str(path))
+    person.key("Return")
+    person.see("label", "Saved: ", 60)
+    person.picture("reported")
+    words = subprocess.run(
+        ["pdftotext", "-layout", str(path), "-"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "RPO compliance" in words
+    assert NAME in words

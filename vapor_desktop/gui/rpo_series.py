@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vapor_desktop.engine.ports import Event, RpoSample
+from vapor_desktop.engine.reporting.compliance import pace
 
 Floats = NDArray[np.float64]
 Span = tuple[float, float]
 Marks = tuple[tuple[float, str], ...]
 MOST_POINTS = 4000
-# Samples normally come at an even pace; three missed in a row mean that nobody looked.
-MISSED = 3.0
-PACE_MIN_S = 15.0
 # What changed a VM's course, by the history's kind of line, and the word it gets in the graph.
 MARKS = {
     "protected": "protected",
@@ -82,7 +80,11 @@ def shown_from(since: datetime, created_at: datetime | None, until: datetime) ->
 
 
 def build(samples: Sequence[RpoSample], since: datetime, until: datetime, most: int = MOST_POINTS) -> Series:
-    """The series between two moments, thinned to about ``most`` points but never losing a peak."""
+    """The series between two moments, thinned to about ``most`` points but never losing a peak.
+
+    A sample lasts until the next one, but at most for its own stretch and three looks of the engine; after that
+    nobody looked. Old samples are kept for longer stretches than new ones, so each has a length of its own.
+    """
     start, end = since.timestamp(), until.timestamp()
     if not samples:
         return Series(gaps=((start, end),))
@@ -91,33 +93,40 @@ def build(samples: Sequence[RpoSample], since: datetime, until: datetime, most: 
     targets = np.array([s.target_s for s in samples], dtype=np.float64)
     order = np.argsort(times, kind="stable")
     times, values, targets = times[order], values[order], targets[order]
-    pace = max(PACE_MIN_S, float(np.median(np.diff(times))) * MISSED) if times.size > 1 else PACE_MIN_S
-    gaps = _gaps(times, values, pace, start, end)
+    lasts = np.array([s.over_s for s in samples], dtype=np.float64)[order] + _paces(targets)
+    gaps = _gaps(times, values, lasts, start, end)
     with np.errstate(invalid="ignore"):
         breached = values > targets
-    breaches = _spans(times, breached, pace)
-    times, values, targets = _part(times, values, targets, pace)
+    breaches = _spans(times, breached, lasts)
+    times, values, targets = _part(times, values, targets, lasts)
     thin_t, thin_v, thin_g = _thin(times, values, targets, most)
     return Series(thin_t, thin_v, thin_g, breaches, gaps, len(samples))
 
 
-def _spans(times: Floats, on: NDArray[np.bool_], pace: float) -> tuple[Span, ...]:
-    """Stretches where ``on`` holds, each reaching to the sample that ended it."""
+def _paces(targets: Floats) -> Floats:
+    """Of each sample the seconds after which somebody should have looked again."""
+    known, at = np.unique(targets, return_inverse=True)
+    return np.array([pace(float(target)).total_seconds() for target in known])[at]
+
+
+def _spans(times: Floats, on: NDArray[np.bool_], lasts: Floats) -> tuple[Span, ...]:
+    """Stretches where ``on`` holds, each reaching to the sample that ended it. ``lasts``: see ``build``."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], on, [False])).astype(np.int8)))
     found: list[Span] = []
     for first, after in zip(edges[::2], edges[1::2], strict=True):
-        last = times[after] if after < times.size and times[after] - times[after - 1] <= pace else times[after - 1]
+        reached = after < times.size and times[after] - times[after - 1] <= lasts[after - 1]
+        last = times[after] if reached else times[after - 1]
         found.append((float(times[first]), float(last)))
     return tuple(found)
 
 
-def _gaps(times: Floats, values: Floats, pace: float, start: float, end: float) -> tuple[Span, ...]:
-    unknown = list(_spans(times, np.isnan(values), pace))
-    holes = np.flatnonzero(np.diff(times) > pace)
+def _gaps(times: Floats, values: Floats, lasts: Floats, start: float, end: float) -> tuple[Span, ...]:
+    unknown = list(_spans(times, np.isnan(values), lasts))
+    holes = np.flatnonzero(np.diff(times) > lasts[:-1])
     unknown += [(float(times[n]), float(times[n + 1])) for n in holes]
-    if times[0] - start > pace:
+    if times[0] - start > lasts[0]:
         unknown.append((start, float(times[0])))
-    if end - times[-1] > pace:
+    if end - times[-1] > lasts[-1]:
         unknown.append((float(times[-1]), end))
     return tuple(_merged(unknown))
 
@@ -132,9 +141,9 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
     return merged
 
 
-def _part(times: Floats, values: Floats, targets: Floats, pace: float) -> tuple[Floats, Floats, Floats]:
+def _part(times: Floats, values: Floats, targets: Floats, lasts: Floats) -> tuple[Floats, Floats, Floats]:
     """A NaN in each hole, so that no line crosses it."""
-    holes = np.flatnonzero(np.diff(times) > pace)
+    holes = np.flatnonzero(np.diff(times) > lasts[:-1])
     middles = (times[holes] + times[holes + 1]) / 2
     return (
         np.insert(times, holes + 1, middles),
