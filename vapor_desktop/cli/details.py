@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import vm_names
 from vapor_desktop.cli.output import Output, duration, json_option, size
 from vapor_desktop.model.view import DiskStatus
 
@@ -28,7 +29,7 @@ def _checked(d: DiskStatus) -> str:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def disks(out: Output, vm: str) -> None:
@@ -68,7 +69,7 @@ def disks(out: Output, vm: str) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.argument("point", type=int)
 @click.option("--note", default="", help="Why it is kept.")
 @json_option
@@ -82,7 +83,7 @@ def pin(out: Output, vm: str, point: int, note: str) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.argument("point", type=int)
 @json_option
 @click.pass_obj
@@ -95,7 +96,7 @@ def unpin(out: Output, vm: str, point: int) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def cancel(out: Output, vm: str) -> None:
@@ -107,7 +108,7 @@ def cancel(out: Output, vm: str) -> None:
 
 
 @click.command()
-@click.argument("vm", required=False)
+@click.argument("vm", required=False, shell_complete=vm_names)
 @click.option("--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many lines.")
 @json_option
 @click.pass_obj

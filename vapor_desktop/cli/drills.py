@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import vm_names
 from vapor_desktop.cli.operations import carry_out, finish
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.model.drills import BOOT_S, DISK_LIMIT_BYTES, LASTS_MAX_S, LASTS_S
@@ -23,7 +24,7 @@ def drill() -> None:
 
 
 @drill.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--reason", default="a drill", show_default=True, help="Why; kept in the history and at the site.")
 @click.option("--point", type=int, metavar="N", help="The recovery point; default: the newest.")
 @click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="A TCP port that must accept.")
@@ -67,7 +68,7 @@ def start(
 
 
 @drill.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--passed/--failed", "passed", default=None, help="Your verdict. A passed drill proves its point.")
 @click.option("--note", default="", help="What you saw; kept in the history and with the point.")
 @json_option
@@ -80,7 +81,7 @@ def stop(out: Output, vm: str, passed: bool | None, note: str) -> None:
 
 
 @drill.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def clean(out: Output, vm: str) -> None:
@@ -98,7 +99,7 @@ def _end(out: Output, vm: str, args: dict[str, object], reason: str) -> None:
 
 
 @drill.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--every", type=click.IntRange(1, 366), metavar="DAYS",
               help="A drill shall pass within so many days; you are reminded when none has.")  # fmt: skip
 @click.option("--never", is_flag=True, help="No reminder (any more).")
@@ -141,7 +142,7 @@ def list_(out: Output) -> None:
 
 
 @drill.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--point", type=int, metavar="N", help="Of the drill that passed on this recovery point.")
 @json_option

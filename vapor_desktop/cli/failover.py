@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import vm_names
 from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.cli.protections import status_facts
@@ -21,7 +22,7 @@ AT_ONCE = 4
 
 
 @click.command()
-@click.argument("vms", nargs=-1, required=True)
+@click.argument("vms", nargs=-1, required=True, shell_complete=vm_names)
 @click.option("--point", type=int, default=None, help="Recovery point, of one VM; default: the newest.")
 @click.option("--proven", is_flag=True, help="The newest point that a drill has passed on, instead of the newest.")
 @click.option("--source", type=click.Choice(WAYS), default="leave", show_default=True,

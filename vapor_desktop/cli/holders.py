@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import site_names, vm_names
 from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, json_option
 
@@ -33,7 +34,7 @@ def lease() -> None:
 
 
 @lease.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def show(out: Output, vm: str) -> None:
@@ -59,8 +60,8 @@ def show(out: Output, vm: str) -> None:
 
 
 @lease.command("take-over")
-@click.argument("vm")
-@click.option("--site", "site_name", required=True, help="At which site.")
+@click.argument("vm", shell_complete=vm_names)
+@click.option("--site", "site_name", required=True, help="At which site.", shell_complete=site_names)
 @click.option("--reason", required=True, help="Why; kept in the site's audit log.")
 @click.option("--confirm", required=True, metavar="NAME", help="The VM's name again.")
 @json_option

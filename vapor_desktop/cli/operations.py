@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import operation_ids, vm_names
 from vapor_desktop.cli.confirming import DRY, check_confirmed, nothing_done
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.engine.console import EngineBackend
@@ -29,7 +30,7 @@ shutdown_option = click.option(
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--reason", required=True, help="Why; kept in the history and at the sites.")
 @click.option("--confirm", metavar="NAME", help=f"The VM's name again. {DRY}")
 @shutdown_option
@@ -180,7 +181,7 @@ def list_(out: Output, open_only: bool) -> None:
 
 
 @operation.command()
-@click.argument("operation_id")
+@click.argument("operation_id", shell_complete=operation_ids)
 @json_option
 @click.pass_obj
 def show(out: Output, operation_id: str) -> None:
@@ -202,7 +203,7 @@ def show(out: Output, operation_id: str) -> None:
 
 
 @operation.command()
-@click.argument("operation_id")
+@click.argument("operation_id", shell_complete=operation_ids)
 @click.argument("choice")
 @json_option
 @click.pass_obj
@@ -219,7 +220,7 @@ def answer(out: Output, operation_id: str, choice: str) -> None:
 
 
 @operation.command()
-@click.argument("operation_id")
+@click.argument("operation_id", shell_complete=operation_ids)
 @json_option
 @click.pass_obj
 def undo(out: Output, operation_id: str) -> None:

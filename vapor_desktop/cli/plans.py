@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import plan_names
 from vapor_desktop.cli.confirming import DRY, check_confirmed, nothing_done
 from vapor_desktop.cli.operations import finish, follow
 from vapor_desktop.cli.output import Output, json_option
@@ -69,7 +70,7 @@ def list_(out: Output) -> None:
 
 
 @plan.command()
-@click.argument("name")
+@click.argument("name", shell_complete=plan_names)
 @json_option
 @click.pass_obj
 def show(out: Output, name: str) -> None:
@@ -108,7 +109,7 @@ def create(out: Output, file: Path) -> None:
 
 
 @plan.command(epilog=EXAMPLE)
-@click.argument("name")
+@click.argument("name", shell_complete=plan_names)
 @click.argument("file", type=FILE)
 @json_option
 @click.pass_obj
@@ -125,7 +126,7 @@ def edit(out: Output, name: str, file: Path) -> None:
 
 
 @plan.command()
-@click.argument("name")
+@click.argument("name", shell_complete=plan_names)
 @click.option("--confirm", metavar="NAME", required=True, help="The plan's name again.")
 @json_option
 @click.pass_obj
@@ -139,7 +140,7 @@ def delete(out: Output, name: str, confirm: str) -> None:
 
 
 @plan.command()
-@click.argument("name")
+@click.argument("name", shell_complete=plan_names)
 @json_option
 @click.pass_obj
 def ready(out: Output, name: str) -> None:
@@ -157,7 +158,7 @@ def ready(out: Output, name: str) -> None:
 
 
 @plan.command()
-@click.argument("name")
+@click.argument("name", shell_complete=plan_names)
 @click.option("--as", "mode", type=click.Choice([m.value for m in PlanMode]), required=True, help="What is done.")
 @click.option("--reason", required=True, help="Why; kept in the history and at the sites.")
 @click.option("--confirm", metavar="NAME", help=f"The plan's name again. {DRY}")
@@ -179,7 +180,7 @@ def run(out: Output, name: str, mode: str, reason: str, confirm: str | None) -> 
 
 
 @plan.command()
-@click.argument("name")
+@click.argument("name", shell_complete=plan_names)
 @json_option
 @click.pass_obj
 def report(out: Output, name: str) -> None:

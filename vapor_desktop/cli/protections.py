@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import site_names, vm_names
 from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, duration, json_option, size
 from vapor_desktop.cli.policy_options import PolicyOptions, policy_options
@@ -102,8 +103,8 @@ def watch(out: Output, interval: float, count: int) -> None:
 
 @click.command()
 @click.argument("vms", nargs=-1, required=True)
-@click.option("--from", "source", required=True, help="Source site.")
-@click.option("--to", "target", required=True, help="Target site.")
+@click.option("--from", "source", required=True, help="Source site.", shell_complete=site_names)
+@click.option("--to", "target", required=True, help="Target site.", shell_complete=site_names)
 @policy_options
 @click.option("--dry-run", is_flag=True, help="Only run the preflight.")
 @click.option("--wait", is_flag=True, help="Until the first recovery point is complete.")
@@ -166,7 +167,7 @@ def protect(
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--delete-replica", is_flag=True, help="Also delete the recovery points at the target.")
 @click.option("--confirm", required=True, metavar="NAME", help="The VM's name again.")
 @json_option
@@ -181,7 +182,7 @@ def unprotect(out: Output, vm: str, delete_replica: bool, confirm: str) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--wait", is_flag=True, help="Until the cycle is done.")
 @json_option
 @click.pass_obj
@@ -195,7 +196,7 @@ def sync(out: Output, vm: str, wait: bool) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.argument("images", nargs=-1, required=True, metavar="DISK=PATH...")
 @click.option("--format", "image_format", type=click.Choice(["qcow2", "raw"]), default="qcow2", show_default=True)
 @json_option
@@ -222,7 +223,7 @@ def seed(out: Output, vm: str, images: tuple[str, ...], image_format: Literal["q
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def pause(out: Output, vm: str) -> None:
@@ -234,7 +235,7 @@ def pause(out: Output, vm: str) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def resume(out: Output, vm: str) -> None:
@@ -246,7 +247,7 @@ def resume(out: Output, vm: str) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def points(out: Output, vm: str) -> None:
@@ -288,7 +289,7 @@ def points(out: Output, vm: str) -> None:
 
 
 @click.command()
-@click.argument("site")
+@click.argument("site", shell_complete=site_names)
 @json_option
 @click.pass_obj
 def adopt(out: Output, site: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import vm_names
 from vapor_desktop.cli.confirming import DRY, check_confirmed, nothing_done
 from vapor_desktop.cli.operations import carry_out, finish, shutdown_option
 from vapor_desktop.cli.output import Output, json_option
@@ -17,7 +18,7 @@ from vapor_desktop.model.operations import OperationKind
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--reason", required=True, help="Why; kept in the history and at the target.")
 @json_option
 @click.pass_obj
@@ -30,7 +31,7 @@ def commit(out: Output, vm: str, reason: str) -> None:
 
 
 @click.command("roll-back")
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--point", type=int, required=True, help="The recovery point to start it from.")
 @click.option("--reason", required=True, help="Why; kept in the history and at the target.")
 @click.option("--confirm", metavar="NAME", help=f"The VM's name again. {DRY}")
@@ -54,7 +55,7 @@ def roll_back(
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--keep", metavar="SITE", help="Whose goes on. Without it: only compare both sides.")
 @click.option("--reason", default="", help="Why; kept in the history and at the sites.")
 @click.option("--confirm", metavar="NAME", help=f"The VM's name again. {DRY}")
@@ -87,7 +88,7 @@ def resolve(
 
 
 @click.command("kept")
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--let-go", "epoch", type=int, default=None, metavar="EPOCH", help="Delete what that run has written.")
 @click.option("--reason", default="", help="Why it is let go; kept at the target.")
 @json_option

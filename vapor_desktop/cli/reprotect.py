@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import vm_names
 from vapor_desktop.cli.operations import carry_out, finish
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.model.errors import Conflict, InvalidRequest
@@ -14,7 +15,7 @@ from vapor_desktop.model.operations import OperationKind
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--reason", required=True, help="Why; kept in the history and at the sites.")
 @click.option("--yes", is_flag=True, help="Do it. Without it: only tell what it costs and what would happen.")
 @json_option

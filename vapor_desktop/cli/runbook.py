@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import vm_names
 from vapor_desktop.cli.output import Output, json_option
 from vapor_desktop.model.errors import InvalidRequest
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @click.option("--point", type=int, default=None, help="From this recovery point instead of the newest.")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file.")
 @json_option

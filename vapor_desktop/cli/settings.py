@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import vm_names
 from vapor_desktop.cli.output import Output, duration, json_option, size
 from vapor_desktop.cli.policy_options import PolicyOptions, policy_options
 from vapor_desktop.model import retention
@@ -56,7 +57,7 @@ def _rate(count: int | None) -> str:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @json_option
 @click.pass_obj
 def settings(out: Output, vm: str) -> None:
@@ -71,7 +72,7 @@ def settings(out: Output, vm: str) -> None:
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=vm_names)
 @policy_options
 @click.option("--if-version", type=int, default=None, help="Only if the settings are still at this version.")
 @json_option

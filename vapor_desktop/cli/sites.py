@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vapor_desktop.cli import program
+from vapor_desktop.cli.completing import site_names
 from vapor_desktop.cli.confirming import check_confirmed
 from vapor_desktop.cli.output import Output, json_option, read_secret, size
 from vapor_desktop.model.errors import CertificateChanged, InvalidRequest
@@ -83,7 +84,7 @@ def list_(out: Output) -> None:
 
 
 @site.command("remove")
-@click.argument("name")
+@click.argument("name", shell_complete=site_names)
 @click.option("--confirm", required=True, help="The site's name again.")
 @json_option
 @click.pass_obj
@@ -97,8 +98,8 @@ def remove(out: Output, name: str, confirm: str) -> None:
 
 
 @click.command()
-@click.argument("site_a")
-@click.argument("site_b")
+@click.argument("site_a", shell_complete=site_names)
+@click.argument("site_b", shell_complete=site_names)
 @json_option
 @click.pass_obj
 def pair(out: Output, site_a: str, site_b: str) -> None:
@@ -110,7 +111,7 @@ def pair(out: Output, site_a: str, site_b: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=site_names)
 @json_option
 @click.pass_obj
 def vms(out: Output, name: str) -> None:
