@@ -209,6 +209,8 @@ def remove_guests(lab: Lab) -> None:
             "rm -rf /var/lib/libvirt/images/vapor/* /var/lib/vapor/guard/*.json /var/lib/vapor/plans/*.json",
             "find /var/lib/libvirt/images -maxdepth 1 -type f -delete",
             "rm -f /var/log/libvirt/qemu/*-serial.log",  # the next guest of the name has not booted yet
+            # What a power cut in the middle of a backup job leaves, of a VM whose next cycle never came.
+            "rm -f /var/lib/libvirt/images/.vapor-scratch/* /var/lib/libvirt/qemu/domain-*/vapor-*.sock",
         ):
             site.exec(["sh", "-c", command])
 
