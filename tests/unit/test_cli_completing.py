@@ -75,8 +75,11 @@ def test_no_verb_that_names_a_vm_or_a_site_was_forgotten() -> None:
     assert named <= {("protect", "vms"), ("failover", "source")}, named
 
 
-def test_without_a_database_nothing_is_offered_and_nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VAPOR_DATABASE_URL", "sqlite:////nowhere/at/all/vapor.db")
+def test_without_a_database_nothing_is_offered_and_nothing_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")  # root could make a folder that is only missing
+    monkeypatch.setenv("VAPOR_DATABASE_URL", f"sqlite:///{tmp_path}/file/vapor.db")
     assert offered("sync", "") == []
 
 
