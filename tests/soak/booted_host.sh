@@ -46,13 +46,6 @@ documented() { # N: the N-th block of commands under "A host" of packaging/READM
 }
 
 # --- before its first boot -------------------------------------------------------------------------------------
-in_root() { # a shell's text on standard input
-    export -f mount_machine local_indexes pip_settings
-    root=$root here=$here unshare --mount --pid --fork --kill-child -- bash -euo pipefail -c '
-        mount_machine
-        env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" bash -euo pipefail -s'
-}
-
 install_it() {
     bare_root systemd,systemd-sysv,dbus,ca-certificates,iproute2
     reach_sources

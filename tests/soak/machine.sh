@@ -82,3 +82,10 @@ mount_machine() { # in a mount namespace of its own: what every machine has
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     for directory in $(local_indexes); do mount --bind -o ro "$directory" "$root$directory"; done
 }
+
+in_root() { # a shell's text on standard input
+    export -f mount_machine local_indexes pip_settings
+    root=$root here=$here unshare --mount --pid --fork --kill-child -- bash -euo pipefail -c '
+        mount_machine
+        env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" bash -euo pipefail -s'
+}
